@@ -1,0 +1,1 @@
+"""Files to batches: indexes, clips, latents and the data module; no networks."""

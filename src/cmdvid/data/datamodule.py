@@ -1,0 +1,231 @@
+"""One data module for every data set and stage: loaders, sharding, uint8 to float."""
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset
+
+from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
+from cmdvid.data.index import Prompts
+from cmdvid.data.latents import LatentDataset
+from cmdvid.types import ClipBatch
+from cmdvid.video import ClipSpec
+
+logger = logging.getLogger(__name__)
+
+
+def to_float(batch: Any) -> Any:
+    """The same batch with uint8 clips as float in [-1, 1]."""
+    if isinstance(batch, ClipBatch) and not batch.clip.is_floating_point():
+        return batch._replace(clip=batch.clip.float() / 127.5 - 1)
+    return batch
+
+
+class VideoDataModule(LightningDataModule):
+    """Batches for each verb, from indexes of video files or from cached latents.
+
+    Training draws random windows in a random order, evaluation the middle window in the given
+    order. Stages receive ClipBatch (float "b 3 l h w" in [-1, 1]), LatentBatch, or PromptBatch.
+    Workers hand over uint8, a quarter of the bytes. All is sharded over ranks here, so the trainer
+    needs ``use_distributed_sampler=False``.
+
+    Twelve arguments, though eight are the limit: each is a line of the user's config.
+
+    Args:
+        train: Index for ``fit``.
+        val: Index for validation in ``fit``, and for ``validate``.
+        predict: Index for ``predict``, or Prompts; by default ``val``.
+        test: Named indexes for ``test``; by default ``val``.
+        spec: The clip to cut from each video.
+        latents: Folder of cached latents, whose ``train`` and ``val`` then stand in for the clips.
+        batch_size: Clips in a batch, per process.
+        num_workers: Processes that read, per process.
+        seed: Seed of order, windows and flips.
+        flip: Mirror half of the training clips; wrong for captions that name directions.
+        strict: Raise at a file that cannot give a clip, instead of taking another.
+    """
+
+    def __init__(
+        self,
+        train: Dataset | None = None,
+        *,
+        val: Dataset | None = None,
+        predict: Dataset | None = None,
+        test: dict[str, Dataset] | None = None,
+        spec: ClipSpec = ClipSpec(),  # noqa: B008, frozen
+        latents: str | None = None,
+        batch_size: int = 8,
+        num_workers: int = 2,
+        seed: int = 0,
+        flip: bool = False,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f"data.batch_size must be at least 1 and data.num_workers at least 0, "
+                f"got {batch_size} and {num_workers}"
+            )
+        self.train, self.val, self.predict, self.test = train, val, predict, test
+        self.spec, self.latents = spec, latents
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.seed, self.flip, self.strict = seed, flip, strict
+        self.clips: dict[str, ClipDataset] = {}  # in use, by name, to report bad files at the end
+        # not to the logger, which refuses a name that the stage has too, with another value
+        self.save_hyperparameters(logger=False)
+        for name in ("train", "val", "predict", "test", "spec"):
+            if not isinstance(self.hparams[name], dict):  # built in Python, not by the CLI, which
+                self.hparams.pop(name)  # gives plain settings: checkpoints hold no objects
+
+    def setup(self, stage: str) -> None:
+        """Check that the indexes which this verb reads are given."""
+        have_val = self.val is not None or self.latents is not None
+        if stage == "fit" and self.train is None and self.latents is None:
+            raise ValueError("fit needs data.train, an index of videos, or data.latents")
+        if stage == "test" and self.test:
+            return
+        if stage in ("validate", "test") and not have_val:
+            verb = TrainerFn(stage).value
+            raise ValueError(f"{verb} needs data.val, an index of videos, or data.latents")
+        if stage == "predict" and self.predict is None and self.val is None:
+            raise ValueError(
+                "predict needs data.predict, an index of videos or Prompts, or data.val"
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        """Random windows in a random order, the same number on each rank."""
+        dataset = self._source("train", self.train)
+        world_size = self.trainer.world_size if self.trainer else 1
+        if len(dataset) < self.batch_size * world_size:
+            raise ValueError(
+                f"data.train has {len(dataset)} samples, too few for one batch of "
+                f"{self.batch_size} on each of {world_size} processes: lower data.batch_size"
+            )
+        return self._loader(dataset, train=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Middle windows in order; no loader if ``fit`` goes without validation."""
+        if self.val is None and self.latents is None:
+            return []
+        return self._loader(self._source("val", self.val))
+
+    @property
+    def test_names(self) -> list[str]:
+        """What each loader of ``test`` reads."""
+        return list(self.test or ["val"])
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """Middle windows of each test set in order."""
+        if not self.test:
+            return [self._loader(self._source("val", self.val))]
+        return [self._loader(self._clips(name, index)) for name, index in self.test.items()]
+
+    def encode_dataloader(self, split: str) -> DataLoader:
+        """The clips of ``train`` or ``val``, each once and in order, for ``encode``.
+
+        Raises:
+            ValueError: If that index is not given.
+        """
+        index = {"train": self.train, "val": self.val}[split]
+        if index is None:
+            raise ValueError(f"encode needs data.{split}, an index of videos")
+        return self._loader(self._clips(split, index))
+
+    def predict_dataloader(self) -> DataLoader:
+        """Prompts, or the clips of ``predict`` or ``val``."""
+        if isinstance(self.predict, Prompts):
+            return self._loader(PromptDataset(self.predict))
+        name = "val" if self.predict is None else "predict"
+        return self._loader(self._clips(name, self.predict or self.val))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Bring uint8 clips to float in [-1, 1], on the device."""
+        return to_float(batch)
+
+    def teardown(self, stage: str) -> None:
+        """Show how many files gave no clip."""
+        self._report()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Show it also when a run is interrupted, for Lightning leaves out ``teardown`` then."""
+        self._report()
+
+    def _source(self, name: str, index: Dataset | None) -> ClipDataset | LatentDataset:
+        """Cached latents if there are any, else the clips of an index."""
+        if self.latents is None:
+            return self._clips(name, index)
+        return LatentDataset(Path(self.latents) / name)
+
+    def _clips(self, name: str, index: Dataset | None) -> ClipDataset:
+        assert index is not None, "setup() checks it"
+        if name not in self.clips:
+            train = name == "train"
+            self.clips[name] = ClipDataset(
+                index,
+                spec=self.spec,
+                train=train,
+                flip=train and self.flip,
+                seed=self.seed,
+                strict=self.strict,
+            )
+        return self.clips[name]
+
+    def _loader(
+        self, dataset: ClipDataset | LatentDataset | PromptDataset, *, train: bool = False
+    ) -> DataLoader:
+        trainer = self.trainer
+        epoch, num_batches = self._progress(len(dataset)) if train else (0, 0)
+        sampler = ClipSampler(
+            dataset,
+            shuffle=train,
+            # in fit, DDP synchronises in each step of validation too
+            even=trainer is None or trainer.state.fn == TrainerFn.FITTING,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            epoch=epoch,
+            start=num_batches * self.batch_size,
+        )
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            drop_last=train,
+        )
+
+    def _progress(self, size: int) -> tuple[int, int]:
+        """Epoch to read next and its batches already trained on: a resumed run goes on exactly.
+
+        Lightning itself starts such an epoch anew, and after a checkpoint at an epoch's end lets
+        the workers read the same epoch again. Needs the batch size and processes of before.
+        """
+        if self.trainer is None or not self.trainer.fit_loop.is_resuming:
+            return self.trainer.current_epoch if self.trainer else 0, 0
+        # its warning that this loader cannot be resumed would be wrong
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        total = math.ceil(size / self.trainer.world_size) // self.batch_size
+        limit = self.trainer.limit_train_batches
+        total = min(limit, total) if isinstance(limit, int) else int(limit * total)
+        epoch = self.trainer.fit_loop.epoch_progress.current.ready - 1  # the last one begun
+        return (epoch, done) if done < total else (epoch + 1, 0)
+
+    def _report(self) -> None:
+        """Log the files that gave no clip; each rank speaks of those that it met."""
+        rank = f" (rank {self.trainer.global_rank})" if self.trainer else ""
+        for name, clips in self.clips.items():
+            if clips.num_unusable or clips.num_missing:
+                logger.warning(
+                    "data.%s%s: %d of %d videos could not give a clip and were replaced; "
+                    "%d more were listed but missing",
+                    *(name, rank, clips.num_unusable, len(clips), clips.num_missing),
+                )

@@ -1,0 +1,208 @@
+"""Clips from an index, and the order in which they come.
+
+What a sample holds depends on (seed, epoch, row) and the files alone: never on the number of
+workers or ranks, nor on what was read before.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sized
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from cmdvid.data.index import Prompts
+from cmdvid.types import ClipBatch, PromptBatch, VideoEntry
+from cmdvid.video import ClipSpec, VideoError, read_clip
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGES = 20  # unusable files named in the log; a broken download has thousands
+
+
+class ClipDataset(Dataset[ClipBatch]):
+    """One clip of each video of an index.
+
+    A file that cannot give a clip is named in the log once, counted in ``num_unusable``, and its
+    place taken by another row, drawn from (seed, epoch, row).
+
+    Args:
+        index: Any index of ``cmdvid.data.index``, or another data set of ``VideoEntry``.
+        spec: The clip to cut.
+        train: Draw a random window each epoch; otherwise take the middle one.
+        flip: Mirror half of the training clips. Off by default: captions name directions.
+        seed: Seed of windows, flips and replacements.
+        strict: Raise at the first file that cannot give a clip, or is listed but missing.
+
+    Raises:
+        ValueError: If the index is empty; with ``strict``, if it misses files.
+    """
+
+    def __init__(
+        self,
+        index: Dataset[VideoEntry],
+        *,
+        spec: ClipSpec,
+        train: bool = False,
+        flip: bool = False,
+        seed: int = 0,
+        strict: bool = False,
+    ) -> None:
+        self.index, self.spec, self.train = index, spec, train
+        self.flip, self.seed, self.strict = flip, seed, strict
+        self.num_missing: int = getattr(index, "num_missing", 0)
+        if len(self) == 0:
+            raise ValueError(f"{type(index).__name__} holds no video")
+        if strict and self.num_missing:
+            raise ValueError(
+                f"{type(index).__name__}: {self.num_missing} listed videos are missing "
+                "(named in the warning above) and strict is true; complete them, or set "
+                "strict: false"
+            )
+        # in shared memory, so that workers learn from each other and the main process can count
+        self.unusable = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+
+    @property
+    def num_unusable(self) -> int:
+        """Files met so far, in all workers, that could not give a clip."""
+        return int(self.unusable.sum())
+
+    def __len__(self) -> int:
+        assert isinstance(self.index, Sized)
+        return len(self.index)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> ClipBatch:
+        """Read a clip: uint8 "3 l h w".
+
+        Args:
+            key: ``(epoch, i)`` from ClipSampler; a bare row ``i``, as Lightning's
+                ``overfit_batches`` gives it, is that of epoch 0.
+
+        Raises:
+            VideoError: With ``strict``, if the file cannot give a clip.
+            ValueError: If no file of the index can.
+        """
+        epoch, i = key if isinstance(key, tuple) else (0, key)
+        rng = np.random.default_rng([self.seed, epoch if self.train else 0, i])
+        position = rng.random() if self.train else 0.5
+        flipped = self.train and self.flip and rng.random() < 0.5
+        for row in self._candidates(i, rng):
+            if self.unusable[row]:
+                continue
+            entry = self.index[row]
+            try:
+                clip = read_clip(entry.path, self.spec, position)
+            except VideoError as error:
+                if self.strict:
+                    raise
+                self._mark(row, error)
+                continue
+            return ClipBatch(clip.flip(-1) if flipped else clip, entry.condition, i)
+        raise ValueError(self._all_unusable())
+
+    def _candidates(self, i: int, rng: np.random.Generator) -> Iterator[int]:
+        """Row ``i``, then all others once: a random stride without common factor visits them."""
+        yield i
+        size = len(self)
+        stride = int(rng.integers(1, size)) if size > 1 else 1
+        while math.gcd(stride, size) > 1:
+            stride += 1
+        for step in range(1, size):
+            yield (i + step * stride) % size
+
+    def _mark(self, row: int, error: VideoError) -> None:
+        self.unusable[row] = True
+        number = self.num_unusable
+        if number <= MAX_MESSAGES:
+            logger.warning("unusable, another video takes its place: %s", error)
+        if number == MAX_MESSAGES:
+            logger.warning("further unusable files are only counted")
+
+    def _all_unusable(self) -> str:
+        """Say what is wrong with an index without a usable file, by its first rows."""
+        paths = [self.index[row].path for row in range(min(3, len(self)))]
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        reasons = "".join(f"\n  {_reason(path, self.spec)}" for path in paths)
+        return f"{folder}: none of {len(self)} videos can give a clip; the first:{reasons}"
+
+
+def _reason(path: str, spec: ClipSpec) -> str:
+    """Why a file gives no clip."""
+    try:
+        read_clip(path, spec)
+    except VideoError as error:
+        return str(error)
+    return f"{path}: could not be read before, but can now"
+
+
+class PromptDataset(Dataset[PromptBatch]):
+    """Prompts to generate from, with the rows that name the files and seed the noise.
+
+    Args:
+        prompts: An index of captions.
+    """
+
+    def __init__(self, prompts: Prompts) -> None:
+        self.prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> PromptBatch:
+        """The prompt of ``key = (epoch, i)`` or of a bare row ``i``."""
+        i = key[1] if isinstance(key, tuple) else key
+        return PromptBatch(self.prompts[i], i)
+
+
+class ClipSampler(DistributedSampler):
+    """Keys (epoch, i) of one rank's share of a data set; a function of (seed, epoch) alone.
+
+    It is torch's DistributedSampler in name, so Lightning neither replaces nor wraps it, and calls
+    ``set_epoch`` on it.
+
+    Args:
+        dataset: What is sampled; only its length is used.
+        shuffle: Another order each epoch; otherwise the given one.
+        even: Give all ranks the same number by repeating some rows, as training needs. Otherwise
+            each row comes once over all ranks (unless there are more ranks than rows).
+        seed: Seed of the order.
+        rank: This process.
+        world_size: Number of processes.
+        epoch: The first epoch, for workers start to read before Lightning calls ``set_epoch``.
+        start: Samples of this rank to leave out in that epoch: a resumed run had them.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        *,
+        shuffle: bool = False,
+        even: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch: int = 0,
+        start: int = 0,
+    ) -> None:
+        size = len(dataset)
+        order = torch.empty(size)  # DistributedSampler asks for a Dataset, but only for its length
+        super().__init__(order, world_size, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        self.even = even or size < world_size  # a rank without data would hang the others
+        if not self.even:
+            self.num_samples = len(range(rank, size, world_size))
+        self.size = size
+        self.epoch = self.first_epoch = epoch
+        self.start = start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch  # of this pass, also if set_epoch announces the next one meanwhile
+        order = torch.arange(self.size)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            order = torch.randperm(self.size, generator=generator)
+        start = self.start if epoch == self.first_epoch else 0
+        for n in range(start, self.num_samples):
+            yield epoch, int(order[(self.rank + n * self.num_replicas) % self.size])

@@ -1,0 +1,72 @@
+"""How close clips are to their originals, over a whole data set."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from cmdvid.losses import psnr
+
+MIN_SIDE = 6  # pixels; SSIM reflects five of them around its window
+
+
+class Reconstruction(Metric):
+    """Mean PSNR and SSIM of clips, each clip counting alike, in float64 over all processes.
+
+    ``compute()`` gives ``psnr`` in dB, its standard error ``psnr_error`` (infinite for one clip),
+    ``ssim``, and the ``count`` of clips.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+
+    def __init__(self, **metric_options) -> None:
+        super().__init__(**metric_options)
+        for name in ("count", "psnr_sum", "psnr_squares", "ssim_sum"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self, clip: Float[Tensor, "b 3 l h w"], reference: Float[Tensor, "b 3 l h w"]
+    ) -> None:
+        """Compare a batch of clips, both in [-1, 1].
+
+        Raises:
+            ValueError: If frames are too small for SSIM's window.
+        """
+        if min(clip.shape[-2:]) < MIN_SIDE:
+            raise ValueError(
+                f"SSIM needs frames of at least {MIN_SIDE}x{MIN_SIDE} pixels, "
+                f"got {clip.shape[-2]}x{clip.shape[-1]}"
+            )
+        clip, reference = clip.float(), reference.float()
+        scores = psnr(clip, reference).double()
+        self.count += len(scores)
+        self.psnr_sum += scores.sum()
+        self.psnr_squares += scores.square().sum()
+        for one, other in zip(clip, reference, strict=True):  # one by one, to save memory
+            self.ssim_sum += _ssim(one, other).double()
+
+    def compute(self) -> dict[str, float]:
+        """Means over all clips.
+
+        Raises:
+            ValueError: If no clip was compared.
+        """
+        count = int(self.count)
+        if not count:
+            raise ValueError("no clips were compared, so there is no PSNR: call update first")
+        mean = float(self.psnr_sum) / count
+        spread = max(float(self.psnr_squares) / count - mean**2, 0.0)  # variance of these clips
+        error = (spread / (count - 1)) ** 0.5 if count > 1 else float("inf")
+        ssim = float(self.ssim_sum) / count
+        return {"psnr": mean, "psnr_error": error, "ssim": ssim, "count": count}
+
+
+def _ssim(clip: Float[Tensor, "3 l h w"], reference: Float[Tensor, "3 l h w"]) -> Tensor:
+    """Mean over the frames of SSIM (Wang et al. 2004), on pixels from 0 as it is defined."""
+    frames, originals = (rearrange(x + 1, "c l h w -> l c h w") for x in (clip, reference))
+    score = structural_similarity_index_measure(frames, originals, data_range=2.0)
+    assert isinstance(score, Tensor)
+    return score

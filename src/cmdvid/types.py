@@ -1,0 +1,61 @@
+"""The values that travel between data, models and stages, and the letters that name their axes.
+
+Axes: ``b`` batch, ``c`` channels, ``l`` frames, ``h w`` height and width, ``y x`` patch grid,
+``m`` motion channels, ``s = y + x`` rows then columns of the patch grid, ``n d`` tokens and width.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+Condition: TypeAlias = Int[Tensor, " b"] | Sequence[str]
+"""Class indices, or captions; the empty caption is the null condition."""
+
+
+class VideoEntry(NamedTuple):
+    """One row of an index: a video file and what is known of it."""
+
+    path: str
+    condition: int | str  # class index, or caption
+
+
+class ClipBatch(NamedTuple):
+    """Clips as the stages see them; one sample of a data set has no batch axis and uint8 pixels."""
+
+    clip: Float[Tensor, "b 3 l h w"] | UInt8[Tensor, "*b 3 l h w"]  # RGB, float in [-1, 1]
+    condition: Condition | int | str
+    index: Int[Tensor, " b"] | int  # row of the index: names files, seeds samples
+
+
+class PromptBatch(NamedTuple):
+    """Conditions to generate from, with the row that names the file and seeds the noise."""
+
+    condition: Condition | int | str
+    index: Int[Tensor, " b"] | int
+
+
+class VideoLatent(NamedTuple):
+    """A clip as one image and a little motion; what both diffusion stages learn."""
+
+    content: Float[Tensor, "b c h w"]  # weighted mean of the frames, so it looks like one (Eq. 3)
+    motion: Float[Tensor, "b m l s"]  # rows then columns of the patch grid, s = y + x (Eq. 4)
+
+
+class LatentBatch(NamedTuple):
+    """Encoded clips of unit variance, as read from a latent cache."""
+
+    latent: VideoLatent
+    condition: Condition | int | str
+    index: Int[Tensor, " b"] | int
+
+
+class GeneratedBatch(NamedTuple):
+    """What ``predict`` writes: clips with their content frames, beside the real clip if any."""
+
+    clip: Float[Tensor, "b 3 l h w"] | None  # none from a content model, which draws one image
+    content: Float[Tensor, "b 3 h w"]
+    condition: Condition
+    index: Int[Tensor, " b"]
+    real: Float[Tensor, "b 3 l h w"] | None

@@ -1,0 +1,299 @@
+"""Video files to clips and back: the only module that imports PyAV.
+
+To read a clip: list the time stamps of all packets (no decoding), choose the frames of the window,
+seek to the key frame before it, decode from there. Stamps lie in some real files (UCF-101 holds
+packed B-frames, which leave the decoder in the right order stamped 1, 2, 4, 3), so each decoded
+frame must carry the stamp foretold, or else frames are counted from the start of the file.
+"""
+
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from operator import itemgetter
+from pathlib import Path
+
+import av
+import torch
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+MAX_PIXELS = 2**26  # 67 megapixels, twice 8K: a larger frame is a mistake or an attack
+TICK = 1e-3  # seconds; the coarsest rounding of time stamps in common files is Matroska's
+NEEDED = "check the file, or set a shorter clip (spec.num_frames, spec.stride, spec.fps)"
+NOT_VIDEO = {
+    b"version https://git-lfs": "a Git LFS pointer, not a video; run `git lfs pull`",
+    b"<": "an HTML or XML page, not a video; download it again",
+    b"#EXTM3U": "a playlist, not a video",  # FFmpeg would open what it names
+    b"ffconcat": "a playlist, not a video",
+}
+
+
+class VideoError(ValueError):
+    """This file cannot give a clip; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """The clip to cut from a video.
+
+    Attributes:
+        num_frames: Frames of the clip.
+        image_size: Height and width in pixels; frames are resized and centre-cropped to it.
+        stride: Take each ``stride``-th frame of the file, whatever their times.
+        fps: Take what is on screen at this rate, by time stamps; ``stride`` must be 1 then.
+    """
+
+    num_frames: int = 16
+    image_size: tuple[int, int] = (64, 64)
+    stride: int = 1
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1 or self.stride < 1:
+            raise ValueError(f"spec.num_frames and spec.stride must be at least 1, got {self}")
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"spec.image_size must be height and width, got {self.image_size}")
+        if self.fps is not None and (self.fps <= 0 or self.stride != 1):
+            raise ValueError(
+                f"spec.fps picks the frames by time: it must be positive and spec.stride 1, "
+                f"got {self.fps} and {self.stride}"
+            )
+
+
+def read_clip(path: str | Path, spec: ClipSpec, position: float = 0.5) -> UInt8[Tensor, "3 l h w"]:
+    """Cut one clip from a video file, as RGB in [0, 255].
+
+    Frames are upright (rotations by quarter turns are applied). Of several video streams the first
+    is read; cover pictures are none. After damage in mid-file the frames before it are used.
+    Pixels are taken as square and frames as progressive.
+
+    Args:
+        path: A video file in any format that FFmpeg knows.
+        spec: Number of frames, their size and their distance.
+        position: Start of the window among the possible ones: 0 the first, 1 the last.
+
+    Raises:
+        VideoError: If the file is missing, no video, damaged, or too short for the clip.
+    """
+    path = os.path.abspath(path)  # absolute, so a name like "a:b.mp4" is no protocol to FFmpeg
+    _sniff(path)
+    frames: dict[int, Tensor] = {}
+    with _opened(path) as opened:
+        stamps, keys, seconds = _timetable(*opened)
+        wanted = _window(path, seconds, spec, position)
+        start = max((k for k in keys if k <= wanted[0]), default=0)
+        for seek in keys.get(start, ()):
+            if len(frames) < len(set(wanted)):
+                frames, _ = _decode(opened, wanted, spec.image_size, stamps, start, seek)
+    if len(frames) < len(set(wanted)):  # no stamps, false ones, or damage: count frames instead
+        with _opened(path) as opened:
+            frames, decoded = _decode(opened, wanted, spec.image_size)
+        if decoded <= wanted[-1]:  # fewer frames decode than the file has packets
+            wanted = _window(path, seconds[:decoded], spec, position)
+            with _opened(path) as opened:
+                frames, _ = _decode(opened, wanted, spec.image_size)
+    if len(frames) < len(set(wanted)):
+        raise VideoError(f"{path}: changed while it was read")
+    return torch.stack([frames[i] for i in wanted], dim=1)
+
+
+def write_clip(
+    path: str | Path, clip: Float[Tensor, "3 l h w"] | UInt8[Tensor, "3 l h w"], fps: float = 8
+) -> None:
+    """Write a clip as an H.264 mp4 file that any browser plays.
+
+    The format needs even sizes: an odd height or width gets its last row or column twice.
+
+    Args:
+        path: File to write; its folder is made.
+        clip: RGB, uint8 or float in [-1, 1].
+        fps: Frames a second.
+    """
+    if clip.is_floating_point():
+        clip = clip.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    frames = rearrange(clip, "c l h w -> l h w c").cpu()
+    rows, columns = (torch.arange(n + n % 2).clamp(max=n - 1) for n in frames.shape[1:3])
+    frames = frames[:, rows][:, :, columns]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with av.open(os.path.abspath(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.options = {"crf": "18"}
+        stream.thread_count = 1  # the same bytes on each machine
+        for frame in frames.numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def resize_and_crop(
+    frames: UInt8[Tensor, "*b c h w"] | Float[Tensor, "*b c h w"], size: tuple[int, int]
+) -> Tensor:
+    """Scale frames until they cover ``size``, antialiased, and cut out its centre.
+
+    Args:
+        frames: uint8 is fastest, and on a channels-last view; the type stays.
+        size: Height and width wanted.
+    """
+    (height, width), (h, w) = size, frames.shape[-2:]
+    scale = max(height / h, width / w)
+    scaled = max(height, round(h * scale)), max(width, round(w * scale))
+    if scaled != (h, w):
+        flat = frames.reshape(-1, *frames.shape[-3:])
+        flat = F.interpolate(flat, size=scaled, mode="bilinear", antialias=True)
+        frames = flat.reshape(*frames.shape[:-2], *scaled)
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    return frames[..., top : top + height, left : left + width]
+
+
+def _sniff(path: str) -> None:
+    """Refuse what is no video by its first bytes, with a reason that helps more than FFmpeg's."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
+    if not head:
+        raise VideoError(f"{path}: the file is empty (0 bytes)")
+    for start, reason in NOT_VIDEO.items():
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(start):
+            raise VideoError(f"{path}: {reason}")
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file and its first video stream; all that FFmpeg raises becomes a VideoError."""
+    try:
+        with av.open(path, metadata_errors="ignore") as container:  # some is not UTF-8
+            yield container, _video_stream(path, container)
+    except VideoError:
+        raise
+    except (FFmpegError, OSError, ValueError) as error:  # ValueError: an unknown pixel format
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"{path}: cannot be read as video ({reason}); {NEEDED}") from error
+
+
+def _video_stream(path: str, container: InputContainer) -> VideoStream:
+    """The first video stream that is not a cover picture."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        found = ", ".join(s.type for s in container.streams) or "nothing"
+        raise VideoError(f"{path}: no video stream (found: {found})")
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: no decoder for its video")
+    if stream.width * stream.height > MAX_PIXELS:
+        raise VideoError(f"{path}: frames of {stream.width}x{stream.height} pixels are too large")
+    stream.thread_type = "NONE"  # loader workers already use all cores
+    return stream
+
+
+def _timetable(
+    container: InputContainer, stream: VideoStream
+) -> tuple[list[int], dict[int, tuple[int, ...]], list[float]]:
+    """List all frames in the order shown, without decoding; headers and mean rates are often wrong.
+
+    Returns:
+        Time stamps (none for raw streams); for each key frame's rank the stamps to seek to (mp4
+        and mkv know them by presentation time, avi and ts by decoding time); times in seconds.
+    """
+    packets = []
+    with suppress(FFmpegError):  # a cut-off file: what came before the cut may do
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                packets.append((packet.pts, packet.dts, packet.is_keyframe))  # noqa: PERF401
+    if stream.time_base is None or any(pts is None for pts, _, _ in packets):
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        return [], {}, [rank / rate for rank in range(len(packets))]
+    packets.sort(key=itemgetter(0))
+    keys = {
+        rank: (pts, pts if dts is None else dts)
+        for rank, (pts, dts, is_key) in enumerate(packets)
+        if is_key
+    }
+    stamps = [pts for pts, _, _ in packets]
+    return stamps, keys, [float(pts * stream.time_base) for pts in stamps]
+
+
+def _window(path: str, seconds: Sequence[float], spec: ClipSpec, position: float) -> list[int]:
+    """Choose the frames of a clip by rank; ``seconds`` are the times of all frames, sorted."""
+    if not seconds:
+        raise VideoError(f"{path}: no frame can be decoded")
+    if spec.fps is None:
+        span = (spec.num_frames - 1) * spec.stride + 1
+        num_starts = len(seconds) - span + 1
+        lack = f"stride {spec.stride} spans {span} frames, but the video has {len(seconds)}"
+    else:
+        length = (spec.num_frames - 1) / spec.fps
+        num_starts = bisect_right(seconds, seconds[-1] - length + TICK)
+        lasts = seconds[-1] - seconds[0]
+        lack = f"{spec.fps} fps lasts {length:.2f} s, but the video's frames last {lasts:.2f} s"
+    if num_starts < 1:
+        raise VideoError(f"{path}: a clip of {spec.num_frames} frames at {lack}; {NEEDED}")
+    if spec.fps is None:
+        start = min(int(position * num_starts), num_starts - 1)
+        return [start + i * spec.stride for i in range(spec.num_frames)]
+    target = seconds[0] + position * (seconds[num_starts - 1] - seconds[0])
+    first = seconds[min(bisect_left(seconds, target), num_starts - 1)]
+    moments = (first + i / spec.fps for i in range(spec.num_frames))
+    return [bisect_right(seconds, moment + TICK) - 1 for moment in moments]
+
+
+def _decode(
+    opened: tuple[InputContainer, VideoStream],
+    wanted: Sequence[int],
+    size: tuple[int, int],
+    stamps: Sequence[int] = (),
+    start: int = 0,
+    seek: int = 0,
+) -> tuple[dict[int, Tensor], int]:
+    """Decode up to the last wanted frame, the first error, or the first unforeseen time stamp.
+
+    Args:
+        opened: A file and its video stream.
+        wanted: Ranks of the frames to keep, ascending.
+        size: Height and width; frames are brought to it one by one, so memory stays small.
+        stamps: The stamp that each frame must have; without them frames are just counted.
+        start: The key frame to begin at.
+        seek: Its time stamp for the container.
+
+    Returns:
+        The wanted frames met, by rank, and the rank of the first frame that was not decoded.
+    """
+    container, stream = opened
+    frames: dict[int, Tensor] = {}
+    rank, keep, convert = start, set(wanted), VideoReformatter()
+    with suppress(FFmpegError, OSError):  # the caller sees how far it went
+        if stamps:
+            container.seek(seek, stream=stream)
+        for frame in container.decode(stream):
+            if stamps and frame.pts is not None and frame.pts < stamps[start]:
+                continue  # the seek landed earlier, or B-frames of the group before
+            if frame.is_corrupt or (stamps and frame.pts != stamps[rank]):
+                break
+            if rank in keep:
+                frames[rank] = _pixels(frame, convert, size)
+            rank += 1
+            if rank > wanted[-1]:
+                break
+    return frames, rank
+
+
+def _pixels(
+    frame: av.VideoFrame, convert: VideoReformatter, size: tuple[int, int]
+) -> UInt8[Tensor, "3 h w"]:
+    """One decoded frame as upright RGB of the wanted size."""
+    rgb = convert.reformat(frame, format="rgb24", dst_color_range="JPEG", threads=1)
+    image = torch.from_numpy(rgb.to_ndarray())  # h w c: a channels-last view is fastest to resize
+    if frame.rotation and frame.rotation % 90 == 0:
+        image = torch.rot90(image, frame.rotation // 90)  # both count anticlockwise
+    return resize_and_crop(rearrange(image, "h w c -> c h w"), size)

@@ -1,0 +1,327 @@
+"""Clips from real files: the right frames, upright, in the right colours; bad files are named."""
+
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from cmdvid.video import ClipSpec, VideoError, read_clip, resize_and_crop, write_clip
+
+
+def numbered(num_frames, height=48, width=64):
+    """Frames whose grey tells their number, with a dark left third to show orientation."""
+    frames = np.zeros((num_frames, height, width, 3), np.uint8)
+    frames[:, :, width // 3 :] = (20 + 4 * np.arange(num_frames))[:, None, None, None]
+    return frames
+
+
+def numbers(clip):
+    """Read the numbers back from the clip's right edge."""
+    grey = clip[:, :, :, -clip.shape[-1] // 4 :].float().mean((0, 2, 3))
+    return ((grey - 20) / 4).round().int().tolist()
+
+
+def write(path, frames, codec="libx264", pix_fmt="yuv420p", rate=25, gop=12, b_frames=2, pts=None):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
+        stream.gop_size, stream.max_b_frames = gop, b_frames
+        if codec == "libx264":
+            stream.options = {"crf": "10"}
+        if codec == "mpeg4":
+            stream.bit_rate = 4_000_000
+        stream.codec_context.time_base = Fraction(1, 1000) if pts else Fraction(1, rate)
+        for i, array in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts = pts[i] if pts else i
+            frame.time_base = stream.codec_context.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+SIZE = (24, 32)
+SPEC = ClipSpec(num_frames=8, image_size=SIZE)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80), (121, 161)])
+def test_a_clip_survives_writing_and_reading(tmp_path, size):
+    ramp = torch.linspace(-0.8, 0.8, size[1]).expand(3, 6, *size).clone()
+    ramp[0] *= -1
+    write_clip(tmp_path / "new" / "clip.mp4", ramp, fps=12.5)
+    even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
+    clip = read_clip(tmp_path / "new" / "clip.mp4", ClipSpec(6, even))
+    assert clip.dtype == torch.uint8
+    error = clip[:, :, : size[0], : size[1]].float() / 127.5 - 1 - ramp
+    assert error.abs().mean() < 0.02
+    assert error.mean((1, 2, 3)).abs().max() < 2 / 127.5  # FFmpeg's conversions round down
+
+
+def test_uint8_and_float_clips_give_the_same_file(tmp_path):
+    clip = torch.randint(0, 256, (3, 4, 32, 48), dtype=torch.uint8)
+    write_clip(tmp_path / "a.mp4", clip)
+    write_clip(tmp_path / "b.mp4", clip.float() / 127.5 - 1)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "b_frames"),
+    [
+        ("a.mp4", "libx264", 2),
+        ("a.mkv", "libx264", 2),  # counts 0 frames in its header, rounds stamps to 1 ms
+        ("a.ts", "libx264", 2),  # starts at a late time, seeks by decoding time
+        ("a.avi", "mpeg4", 0),  # as UCF-101
+        ("b.avi", "mpeg4", 2),
+        ("c.avi", "libx264", 2),  # frames leave the decoder stamped 1, 3, 4, 2, as packed B-frames
+        ("a.h264", "libx264", 2),  # no stamps at all
+        ("a.webm", "libvpx-vp9", 0),
+    ],
+)
+def test_the_window_holds_the_right_frames(tmp_path, name, codec, b_frames):
+    path = write(tmp_path / name, numbered(40), codec, b_frames=b_frames)
+    for start in range(0, 33, 4):
+        clip = read_clip(path, SPEC, position=(start + 0.5) / 33)
+        assert numbers(clip) == list(range(start, start + 8)), start
+    assert numbers(read_clip(path, SPEC, 0)) == list(range(8))
+    assert numbers(read_clip(path, SPEC, 1)) == list(range(32, 40))
+    strided = ClipSpec(num_frames=4, image_size=SIZE, stride=5)
+    assert numbers(read_clip(path, strided, 0.5)) == [12, 17, 22, 27]
+
+
+def test_a_late_window_is_reached_by_seeking(tmp_path):
+    path = write(tmp_path / "a.avi", numbered(48), "mpeg4", b_frames=0)
+    data = bytearray(path.read_bytes())
+    first = data.index(b"movi")
+    # frames 2 to 10 destroyed: whoever decodes all frames stumbles
+    chunks = [i for i in range(first, len(data) - 4) if data[i : i + 4] == b"00dc"][2:10]
+    for chunk in chunks:
+        length = struct.unpack_from("<I", data, chunk + 4)[0]
+        data[chunk + 8 : chunk + 8 + length] = bytes(length)
+    path.write_bytes(data)
+    assert numbers(read_clip(path, SPEC, 1)) == list(range(40, 48))
+
+
+def test_fps_follows_the_time_stamps_of_a_variable_rate(tmp_path):
+    # one second at 20 fps, then two seconds at 10, then one at 20
+    pts = [*range(0, 1000, 50), *range(1000, 3000, 100), *range(3000, 4000, 50)]
+    path = write(tmp_path / "vfr.mp4", numbered(60), pts=pts)
+    spec = ClipSpec(num_frames=16, image_size=SIZE, fps=5)
+    assert [pts[n] for n in numbers(read_clip(path, spec, 0))] == list(range(0, 3200, 200))
+    # at 20 fps the slow part shows each of its frames twice
+    spec = ClipSpec(num_frames=8, image_size=SIZE, fps=20)
+    start = pts.index(1000)
+    clip = read_clip(path, spec, position=1000 / (pts[-1] - 350))
+    assert numbers(clip) == [start, start, start + 1, start + 1, *[start + 2] * 2, *[start + 3] * 2]
+
+
+def test_fps_is_right_where_the_container_rounds_time_stamps(tmp_path):
+    path = write(tmp_path / "a.mkv", numbered(45), rate=30)  # 33, 67, 100 ms
+    spec = ClipSpec(num_frames=15, image_size=SIZE, fps=15)
+    assert numbers(read_clip(path, spec, 0)) == list(range(0, 30, 2))
+    spec = ClipSpec(num_frames=30, image_size=SIZE, fps=30)
+    assert numbers(read_clip(path, spec, 0)) == list(range(30))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turns"),
+    [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1), ((0.8, 0.6, -0.6, 0.8), 0)],
+)
+def test_frames_are_turned_upright(tmp_path, matrix, turns):
+    path = write(tmp_path / "a.mp4", numbered(8))
+    plain = read_clip(path, ClipSpec(8, (48, 64)))
+    data = bytearray(path.read_bytes())
+    # the first of these matrices is what a phone held upright writes: turn clockwise to view
+    a, b, c, d = (int(x * 65536) for x in matrix)
+    struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    size = (64, 48) if turns % 2 else (48, 64)
+    turned = read_clip(path, ClipSpec(8, size))
+    assert torch.equal(turned, torch.rot90(plain, turns, dims=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "codec", "suffix"),
+    [
+        ("yuv420p", "libx264", "mp4"),
+        ("yuvj420p", "mjpeg", "avi"),  # full range
+        ("yuv422p", "libx264", "mp4"),
+        ("yuv444p", "libx264", "mp4"),
+        ("yuv420p10le", "libx265", "mp4"),
+        ("rgb24", "libx264rgb", "mp4"),  # decodes to planar gbrp
+        ("rgb24", "png", "mov"),
+        ("rgba", "png", "mov"),
+        ("yuva420p", "ffv1", "mkv"),
+        ("pal8", "gif", "gif"),
+    ],
+)
+def test_every_pixel_format_gives_full_range_rgb(tmp_path, pix_fmt, codec, suffix):
+    colours = [(255, 255, 255), (0, 0, 0), (230, 30, 20), (20, 40, 220)]
+    frames = np.zeros((4, 36, 96, 3), np.uint8)
+    for i, colour in enumerate(colours):
+        frames[:, :, 24 * i : 24 * i + 24] = colour
+    if pix_fmt == "pal8":
+        pix_fmt = "rgb8"  # what the encoder takes; the file has a palette
+    path = write(tmp_path / f"a.{suffix}", frames, codec, pix_fmt, gop=4, b_frames=0)
+    clip = read_clip(path, ClipSpec(4, (36, 96))).float()
+    tolerance = 40 if codec == "gif" else 8  # 8 bits a pixel
+    for i, colour in enumerate(colours):
+        middle = clip[:, :, 6:30, 24 * i + 6 : 24 * i + 18].mean((1, 2, 3))
+        assert (middle - torch.tensor(colour)).abs().max() < tolerance, (colour, middle)
+
+
+def test_odd_sizes_are_not_sheared(tmp_path):
+    frames = np.zeros((4, 121, 161, 3), np.uint8)
+    frames[:, :, 80:] = 200
+    frames[:, :60, :, 0] = 150
+    path = write(tmp_path / "a.mkv", frames, "ffv1", "yuv444p", b_frames=0)
+    clip = read_clip(path, ClipSpec(4, (121, 161)))
+    assert (clip.float() - torch.from_numpy(frames).permute(3, 0, 1, 2)).abs().max() <= 4
+
+
+def test_damage_in_mid_file_leaves_the_frames_before_it(tmp_path):
+    path = write(tmp_path / "cut.avi", numbered(40), "mpeg4", b_frames=0)
+    data = path.read_bytes()
+    chunks = [i for i in range(len(data)) if data[i : i + 4] == b"00dc"]
+    path.write_bytes(data[: chunks[25] + 12])  # the header still promises 40 frames
+    clip = read_clip(path, SPEC, 1)
+    assert numbers(clip)[0] < 32
+    assert numbers(clip) == list(range(numbers(clip)[0], numbers(clip)[0] + 8))
+    with pytest.raises(VideoError, match=r"cut.avi: a clip of 39 frames .* but the video has \d+"):
+        read_clip(path, ClipSpec(39, SIZE))
+
+
+def write_audio(path, cover=None):
+    with av.open(str(path), "w") as container:
+        audio = container.add_stream("mp3" if path.suffix == ".mp3" else "aac", rate=44100)
+        if cover is not None:
+            picture = container.add_stream("png")
+            picture.width, picture.height, picture.pix_fmt = 32, 32, "rgb24"
+            picture.disposition = av.stream.Disposition.attached_pic
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(cover, format="rgb24")))
+        for _ in range(20):
+            sound = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.float32), "fltp", "stereo")
+            sound.sample_rate = 44100
+            container.mux(audio.encode(sound))
+        container.mux(audio.encode())
+
+
+def lying(path):
+    """A file whose frames are all there by its index, while none decodes."""
+    data = bytearray(write(path, numbered(20)).read_bytes())
+    start = data.index(b"mdat") + 4
+    stop = data.index(b"moov") - 4
+    data[start:stop] = bytes(stop - start)
+    path.write_bytes(data)
+
+
+BAD_FILES = {
+    "missing": (lambda path: None, "cannot be read .No such file"),
+    "folder": (lambda path: path.mkdir(), "cannot be read"),
+    "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "noise": (lambda path: path.write_bytes(bytes(range(256)) * 99), "cannot be read as video"),
+    "lfs": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "LFS"),
+    "html": (lambda path: path.write_text("\n<!DOCTYPE html><p>404"), "an HTML or XML page"),
+    "playlist": (lambda path: path.write_text("#EXTM3U\nhttp://localhost/a.ts\n"), "a playlist"),
+    "cut": (
+        lambda path: path.write_bytes(write(path, numbered(20)).read_bytes()[:600]),
+        "cannot be read as video",
+    ),
+    "audio": (write_audio, r"no video stream \(found: audio\)"),
+    "lying": (lying, "no frame can be decoded"),
+    "short": (lambda path: write(path, numbered(7)), "spans 8 frames, but the video has 7"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_is_named_with_its_reason(tmp_path, kind):
+    make, reason = BAD_FILES[kind]
+    path = tmp_path / "bad.mp4"
+    make(path)
+    with pytest.raises(VideoError, match=rf"bad\.mp4: .*{reason}"):
+        read_clip(path, SPEC)
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    write_audio(tmp_path / "a.mp3", cover=np.zeros((32, 32, 3), np.uint8))
+    with av.open(str(tmp_path / "a.mp3")) as container:
+        assert len(container.streams.video) == 1
+    with pytest.raises(VideoError, match="no video stream"):
+        read_clip(tmp_path / "a.mp3", ClipSpec(1, SIZE))
+
+
+def test_too_short_for_the_frame_rate_says_seconds(tmp_path):
+    path = write(tmp_path / "a.mp4", numbered(20))
+    with pytest.raises(VideoError, match=r"16 frames at 4.* lasts 3.75 s, .* last 0.76 s"):
+        read_clip(path, ClipSpec(16, SIZE, fps=4))
+
+
+def test_metadata_that_is_not_utf8_does_not_matter(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        container.metadata["title"] = "TITLE"
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for array in numbered(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode())
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert b"TITLE" in data
+    (tmp_path / "a.mp4").write_bytes(data.replace(b"TITLE", b"\xff\xfe\xe4\xc3("))
+    assert numbers(read_clip(tmp_path / "a.mp4", SPEC)) == list(range(8))
+
+
+def test_of_several_video_streams_the_first_is_read(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
+        for stream, size in zip(streams, [(48, 64), (96, 128)], strict=True):
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        for array in numbered(10):
+            container.mux(streams[0].encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+            white = np.full((96, 128, 3), 255, np.uint8)
+            container.mux(streams[1].encode(av.VideoFrame.from_ndarray(white, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    assert numbers(read_clip(tmp_path / "a.mkv", SPEC, 0)) == list(range(8))
+
+
+@pytest.mark.parametrize("name", ["a:b & 'ü'.mp4", "-x.mp4", "http:x.mp4", "%03d.mp4"])
+def test_any_file_name_will_do(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_clip(name, torch.zeros(3, 8, 24, 32))
+    assert read_clip(name, SPEC).shape == (3, 8, *SIZE)
+
+
+def test_resize_covers_the_size_and_keeps_the_centre():
+    torchvision = pytest.importorskip("torchvision.transforms.v2.functional")
+    frames = torch.randint(0, 256, (5, 3, 60, 100), dtype=torch.uint8)
+    out = resize_and_crop(frames, (24, 32))
+    wanted = torchvision.center_crop(torchvision.resize(frames, [24, 40], antialias=True), [24, 32])
+    assert (out.int() - wanted.int()).abs().max() <= 1
+    assert torch.equal(resize_and_crop(frames, (60, 100)), frames)
+    assert resize_and_crop(frames[0].float(), (70, 31)).shape == (3, 70, 31)
+
+
+def test_downscaling_is_antialiased():
+    stripes = torch.zeros(1, 3, 64, 128)
+    stripes[..., ::2] = 1
+    out = resize_and_crop(stripes, (16, 32))
+    torch.testing.assert_close(
+        out[..., 1:-1], torch.full_like(out[..., 1:-1], 0.5), atol=0.1, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_frames": 0}, r"must be at least 1, got ClipSpec\(num_frames=0"),
+        ({"stride": 0}, r"must be at least 1, got .*stride=0"),
+        ({"image_size": (0, 8)}, r"spec.image_size must be height and width, got \(0, 8\)"),
+        ({"fps": -1.0}, r"must be positive and spec.stride 1, got -1.0 and 1"),
+        ({"fps": 8.0, "stride": 2}, r"must be positive and spec.stride 1, got 8.0 and 2"),
+    ],
+)
+def test_a_spec_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ClipSpec(**settings)
