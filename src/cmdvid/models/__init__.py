@@ -1,0 +1,1 @@
+"""Pure networks: they know nothing of Lightning, files or data sets."""

@@ -1,0 +1,178 @@
+"""Class labels and captions to embeddings; the null condition that guidance needs."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from cmdvid.types import Condition
+
+
+class LabelConditioner(ModelMixin, ConfigMixin):
+    """A learned vector for each class, and one more for the null condition.
+
+    Args:
+        num_classes: Number of classes; the null condition is the index after the last.
+        dim: Width of the embedding.
+    """
+
+    @register_to_config
+    def __init__(self, num_classes: int, *, dim: int = 256):
+        super().__init__()
+        self.dim = dim
+        self.embedding = nn.Embedding(num_classes + 1, dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, condition: Condition) -> Float[Tensor, "b {self.dim}"]:
+        """Embed class indices; the null index is allowed.
+
+        Raises:
+            ValueError: If captions are given, or an index that is no class.
+        """
+        if not isinstance(condition, Tensor):
+            raise ValueError(
+                f"a LabelConditioner takes class indices, got captions such as {condition[:1]}; "
+                "pick cmdvid.models.conditioning.TextConditioner for captioned data"
+            )
+        num_classes = self.config.num_classes
+        if (
+            condition.numel()
+            and not 0 <= int(condition.min()) <= int(condition.max()) <= num_classes
+        ):
+            raise ValueError(
+                f"class indices must lie in 0..{num_classes - 1} ({num_classes} is the null "
+                f"condition), got {condition.min():d}..{condition.max():d}"
+            )
+        return self.embedding(condition)
+
+    def nullify(self, condition: Int[Tensor, " b"], where: Bool[Tensor, " b"]) -> Tensor:
+        """Replace the chosen conditions by the null condition."""
+        return condition.masked_fill(where.to(condition.device), self.config.num_classes)
+
+
+class FrozenTower:
+    """Hides a tower that never changes from state_dict, EMA and DDP; copies share it."""
+
+    def __init__(self, tower: nn.Module):
+        self.tower = tower
+
+    def __deepcopy__(self, memo: dict) -> "FrozenTower":
+        return self
+
+
+class TextConditioner(ModelMixin, ConfigMixin):
+    """The pooled caption embedding of an open_clip text transformer.
+
+    With ``pretrained`` the tower is frozen, read from the hub or disk, and left out of our
+    checkpoints. Without it a tower of the given size is trained with the denoiser. The null
+    condition is the empty caption in both cases.
+
+    Args:
+        model_name: An open_clip model whose text tower is used, "ViT-H-14" in the paper; if
+            given, it sets the tower's size.
+        pretrained: open_clip's tag of weights, or a file.
+        width: Width of a tower trained from scratch, and of its embedding.
+        num_layers: Its number of layers.
+        num_heads: Its number of heads.
+        context_length: Tokens that a caption is cut or padded to; at most 77 for ``model_name``.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        model_name: str | None = None,
+        *,
+        pretrained: str | None = None,
+        width: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        context_length: int = 77,
+    ):
+        super().__init__()
+        if pretrained and not model_name:
+            raise ValueError(f"pretrained={pretrained!r} needs model_name, such as 'ViT-H-14'")
+        size = {"width": width, "layers": num_layers, "heads": num_heads}
+        if model_name:
+            tower = _named_tower(model_name, pretrained)
+        else:
+            tower = _tower(width, {**size, "context_length": context_length})
+        self.dim: int = tower.output_dim
+        self.context_length = min(context_length, tower.context_length)
+        self.trainable = pretrained is None
+        self.tower = tower if self.trainable else None
+        self._frozen = None if self.trainable else FrozenTower(tower.requires_grad_(False).eval())
+
+    def forward(self, condition: Condition) -> Float[Tensor, "b {self.dim}"]:
+        """Embed captions; a longer one than the context is cut.
+
+        Raises:
+            ValueError: If class indices are given.
+        """
+        if isinstance(condition, Tensor):
+            raise ValueError(
+                "a TextConditioner takes captions, got class indices; "
+                "pick cmdvid.models.conditioning.LabelConditioner for labelled data"
+            )
+        tokens = _tokenizer()(list(condition), context_length=self.context_length)
+        if self._frozen is None:
+            return cast(nn.Module, self.tower)(tokens.to(self.device))
+        with torch.no_grad():
+            tower = self._frozen.tower
+            return tower(tokens.to(next(tower.parameters()).device))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "TextConditioner":
+        if self._frozen is not None:  # moves and casts with us though it is no submodule
+            self._frozen.tower._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def nullify(self, condition: Sequence[str], where: Bool[Tensor, " b"]) -> list[str]:
+        """Replace the chosen captions by the empty one."""
+        return ["" if w else caption for caption, w in zip(condition, where.tolist(), strict=True)]
+
+
+def null_condition(conditioner: nn.Module, num: int) -> Any:
+    """``num`` null conditions of the kind that a conditioner takes."""
+    everywhere = torch.ones(num, dtype=torch.bool)
+    if isinstance(conditioner, TextConditioner):
+        return conditioner.nullify([""] * num, everywhere)
+    device = next(conditioner.parameters()).device
+    return cast(LabelConditioner, conditioner).nullify(
+        torch.zeros(num, dtype=torch.long, device=device), everywhere
+    )
+
+
+def _tokenizer():
+    import open_clip
+
+    return open_clip.tokenize
+
+
+def _tower(output_dim: int, size: dict[str, Any]) -> nn.Module:
+    from open_clip.transformer import TextTransformer
+
+    return TextTransformer(output_dim=output_dim, **size)
+
+
+def _named_tower(model_name: str, pretrained: str | None) -> nn.Module:
+    import open_clip
+
+    config = open_clip.get_model_config(model_name)
+    if config is None:
+        raise ValueError(
+            f"open_clip knows no model {model_name!r}; see open_clip.list_models() for its names"
+        )
+    text = config["text_cfg"]
+    if "hf_model_name" in text:
+        raise ValueError(
+            f"{model_name} has a Hugging Face text tower; pick a CLIP such as ViT-H-14"
+        )
+    tower = _tower(config["embed_dim"], text)
+    if pretrained:
+        clip = open_clip.create_model(model_name, pretrained=pretrained)
+        wanted = tower.state_dict().keys()
+        tower.load_state_dict({k: v for k, v in clip.state_dict().items() if k in wanted})
+    return tower

@@ -1,0 +1,206 @@
+"""Diffusion of anything: training loss, guidance, sampling, and the moving average of weights.
+
+It owns a denoiser, a conditioner and a diffusers scheduler and knows nothing of video: the
+content and the motion model differ only in the tensor they denoise and the context they get.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.training_utils import compute_snr
+from einops import reduce
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from cmdvid.models.conditioning import null_condition
+from cmdvid.types import Condition
+
+
+def guide(conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance (CMD Algorithm 1): u + s (c - u).
+
+    The paper writes (1 + w) c - w u; that is the same for s = 1 + w. Acts on every channel.
+    """
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def seeded_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    """Noise of ``shape`` for each generator: a sample's noise never depends on its neighbours."""
+    return torch.stack([torch.randn(*shape, generator=g) for g in generators])
+
+
+@torch.no_grad()
+def guided_sample(
+    denoiser: nn.Module,
+    scheduler: SchedulerMixin,
+    noise: Float[Tensor, "b ..."],
+    *,
+    condition: Float[Tensor, "b ..."],
+    negative: Float[Tensor, "b ..."],
+    num_inference_steps: int,
+    guidance_scale: float,
+    on_step: Callable[[], Any] = lambda: None,
+    **context: Tensor,
+) -> Float[Tensor, "b ..."]:
+    """Walk from noise to a sample with any diffusers scheduler (CMD Algorithm 1).
+
+    Args:
+        noise: Standard normal noise.
+        condition: Embedded condition.
+        negative: Embedding to guide away from, usually of the null condition.
+        guidance_scale: s = 1 + w of the paper; 1 turns guidance off and halves the cost.
+        on_step: Called after each step, for a progress bar.
+        context: Further inputs of the denoiser, such as the content frame.
+    """
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+    scheduler = cast(Any, copy.deepcopy(scheduler))  # its state belongs to this call alone
+    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    guided = guidance_scale != 1.0
+    copies = 2 if guided else 1
+    embedding = torch.cat([condition, negative]) if guided else condition
+    context = {k: torch.cat([v] * copies) for k, v in context.items()}
+    x = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        inputs = scheduler.scale_model_input(torch.cat([x] * copies), t)
+        prediction = denoiser(inputs, t.expand(len(inputs)), embedding, **context)
+        if guided:
+            prediction = guide(*prediction.chunk(2), guidance_scale)
+        x = scheduler.step(prediction, t, x, return_dict=False)[0]
+        on_step()
+    return x
+
+
+class Diffusion(nn.Module):
+    """A denoiser in training: its loss, its moving average and its sampler.
+
+    Args:
+        denoiser: Network ``(noisy, t, condition, **context) -> prediction``.
+        conditioner: Network that embeds labels or captions.
+        scheduler: Noise schedule and prediction type: "epsilon", "v_prediction" or "sample"; by
+            default DDIM over the linear schedule of 1000 steps.
+        condition_dropout: Share of samples trained without condition, for guidance.
+        ema_decay: Decay of the moving average of all trained weights (Tables 6, 7: 0.999).
+        min_snr_gamma: Gamma of min-SNR loss weights (Hang et al. 2023); none as in the paper.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        *,
+        conditioner: nn.Module,
+        scheduler: SchedulerMixin | None = None,
+        condition_dropout: float = 0.1,
+        ema_decay: float = 0.999,
+        min_snr_gamma: float | None = None,
+    ):
+        super().__init__()
+        self.scheduler: Any = scheduler or DDIMScheduler()
+        self.prediction_type = self.scheduler.config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(
+                "scheduler.prediction_type must be 'epsilon', 'v_prediction' or 'sample', "
+                f"got {self.prediction_type!r}"
+            )
+        self.denoiser, self.conditioner = denoiser, conditioner
+        self.condition_dropout, self.min_snr_gamma = condition_dropout, min_snr_gamma
+        self.ema = AveragedModel(
+            nn.ModuleList([denoiser, conditioner]), multi_avg_fn=_warm_ema(ema_decay)
+        ).requires_grad_(False)
+
+    def loss(self, x: Float[Tensor, "b ..."], condition: Condition, **context: Tensor) -> Tensor:
+        """Mean squared error of the predicted noise or velocity at random steps (CMD Eq. 2)."""
+        return self._loss(self.denoiser, self.conditioner, x, condition, **context)
+
+    @torch.no_grad()
+    def ema_loss(self, x: Tensor, condition: Condition, **context: Tensor) -> Tensor:
+        """:meth:`loss` of the averaged weights, for validation."""
+        return self._loss(*self.averaged, x, condition, **context)
+
+    def update_ema(self) -> None:
+        """Move the averaged weights; call it after each optimizer step."""
+        self.ema.update_parameters(nn.ModuleList([self.denoiser, self.conditioner]))
+
+    @property
+    def averaged(self) -> tuple[nn.Module, nn.Module]:
+        """Denoiser and conditioner with averaged weights; sampling uses these."""
+        denoiser, conditioner = cast(nn.ModuleList, self.ema.module)
+        return denoiser, conditioner
+
+    @torch.no_grad()
+    def sample(
+        self,
+        noise: Float[Tensor, "b ..."],
+        condition: Condition,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        **context: Tensor,
+    ) -> Float[Tensor, "b ..."]:
+        """Sample with the averaged weights and the training scheduler; see guided_sample."""
+        denoiser, conditioner = self.averaged
+        return guided_sample(
+            denoiser,
+            self.scheduler,
+            noise,
+            condition=conditioner(condition),
+            negative=conditioner(null_condition(conditioner, len(noise))),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            **context,
+        )
+
+    def _loss(
+        self,
+        denoiser: nn.Module,
+        conditioner: Any,
+        x: Tensor,
+        condition: Condition,
+        **context: Tensor,
+    ) -> Tensor:
+        noise, t = torch.randn_like(x), self._random_steps(x)
+        noisy = self.scheduler.add_noise(x, noise, t)  # x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps
+        drop = torch.rand(len(x), device=x.device) < self.condition_dropout
+        embedding = conditioner(conditioner.nullify(condition, drop))
+        prediction = denoiser(noisy, t, embedding, **context)
+        targets = {"epsilon": noise, "sample": x}
+        velocity = self.prediction_type == "v_prediction"
+        target = (
+            self.scheduler.get_velocity(x, noise, t) if velocity else targets[self.prediction_type]
+        )
+        error = reduce((prediction.float() - target.float()) ** 2, "b ... -> b", "mean")
+        return (error * self._weights(t)).mean()
+
+    def _random_steps(self, x: Tensor) -> Int[Tensor, " b"]:
+        """Uniform steps, one from each of b equal slices of time: the same mean, less variance."""
+        place = torch.arange(len(x), device=x.device) + torch.rand(len(x), device=x.device)
+        return (place / len(x) * self.scheduler.config.num_train_timesteps).long()
+
+    def _weights(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"] | float:
+        """Loss weights: 1 as in the paper, or those of min-SNR for the quantity predicted.
+
+        A predicted sample is weighted as its velocity would be, by SNR + 1, at most 10.
+        """
+        if self.prediction_type != "sample" and self.min_snr_gamma is None:
+            return 1.0
+        snr = compute_snr(self.scheduler, t)
+        if self.min_snr_gamma is None:
+            return (snr + 1).clamp(max=10)
+        scale = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.prediction_type]
+        return snr.clamp(max=self.min_snr_gamma) / scale
+
+
+def _warm_ema(decay: float) -> Callable[..., None]:
+    """Exponential average whose decay grows to ``decay``, so early noise is soon forgotten."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        n = int(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update

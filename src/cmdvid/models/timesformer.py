@@ -1,0 +1,71 @@
+"""Video transformer with divided attention: over time, then over space, then an MLP.
+
+TimeSformer (Bertasius et al. 2021) as CMD's autoencoder uses it, encoder and decoder alike
+(CMD section 3.1). Rotary positions are applied on the time axis and on both space axes.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cmdvid.models.layers import MLP, Attention, rotary_angles
+
+
+class TimeSformerBlock(nn.Module):
+    """One block: attention along time, attention within each frame, MLP; all residual."""
+
+    def __init__(self, dim: int, *, num_heads: int):
+        super().__init__()
+        self.time_norm, self.space_norm, self.mlp_norm = (nn.LayerNorm(dim) for _ in range(3))
+        self.time = Attention(dim, num_heads=num_heads)
+        self.space = Attention(dim, num_heads=num_heads)
+        self.mlp = MLP(dim)
+
+    def forward(
+        self,
+        u: Float[Tensor, "b l y x d"],
+        time_angles: Float[Tensor, "l e"],
+        space_angles: Float[Tensor, "s e"],
+    ) -> Float[Tensor, "b l y x d"]:
+        """Angles are those of :func:`rotary_angles` for frames and for patches in row order."""
+        b, _, height, width, _ = u.shape
+        v = rearrange(u, "b l y x d -> (b y x) l d")
+        v = v + self.time(self.time_norm(v), time_angles)
+        v = rearrange(v, "(b y x) l d -> (b l) (y x) d", b=b, y=height, x=width)
+        v = v + self.space(self.space_norm(v), space_angles)
+        v = v + self.mlp(self.mlp_norm(v))
+        return rearrange(v, "(b l) (y x) d -> b l y x d", b=b, y=height, x=width)
+
+
+class TimeSformer(nn.Module):
+    """A stack of blocks over patch features of any number of frames and any grid."""
+
+    def __init__(self, dim: int, *, depth: int, num_heads: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            TimeSformerBlock(dim, num_heads=num_heads) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.head_dim = dim // num_heads
+        # Both names are diffusers' contract for `enable_gradient_checkpointing()`.
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func = None
+
+    def forward(self, u: Float[Tensor, "b l y x d"]) -> Float[Tensor, "b l y x d"]:
+        """Mix features over time and space; the shape stays."""
+        time_angles, space_angles = self._angles(u)
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                u = self._gradient_checkpointing_func(block, u, time_angles, space_angles)
+            else:
+                u = block(u, time_angles, space_angles)
+        return self.norm(u)
+
+    def _angles(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        _, length, height, width, _ = u.shape
+        time, rows, columns = (
+            torch.arange(n, device=u.device, dtype=torch.float32) for n in (length, height, width)
+        )
+        space = torch.cartesian_prod(rows, columns)
+        return rotary_angles(time[:, None], self.head_dim), rotary_angles(space, self.head_dim)

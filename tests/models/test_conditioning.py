@@ -1,0 +1,80 @@
+import copy
+
+import pytest
+import torch
+
+from cmdvid.models.conditioning import LabelConditioner, TextConditioner, null_condition
+
+
+def test_labels_have_their_own_embeddings_and_so_has_null():
+    conditioner = LabelConditioner(3, dim=8)
+    embeddings = conditioner(torch.tensor([0, 1, 2, 3]))
+    assert torch.cdist(embeddings, embeddings).add(torch.eye(4)).min() > 0
+    torch.testing.assert_close(conditioner(null_condition(conditioner, 1)), embeddings[3:])
+
+
+def test_nullify_touches_only_the_chosen():
+    where = torch.tensor([True, False])
+    assert LabelConditioner(3).nullify(torch.tensor([1, 2]), where).tolist() == [3, 2]
+    assert TextConditioner(width=16).nullify(["a", "b"], where) == ["", "b"]
+
+
+def test_captions_are_told_apart_and_equal_ones_are_equal():
+    conditioner = TextConditioner(width=16, context_length=16).eval()
+    red, blue, again = conditioner(["a red circle", "a blue circle", "a red circle"])
+    torch.testing.assert_close(red, again)
+    assert not torch.allclose(red, blue)
+
+
+def test_a_caption_longer_than_the_context_is_cut():
+    conditioner = TextConditioner(width=16, context_length=8).eval()
+    long, longer = conditioner(["word " * 20, "word " * 200])
+    torch.testing.assert_close(long, longer)
+
+
+def test_frozen_tower_is_read_from_a_file_and_kept_out_of_the_checkpoint(tmp_path, monkeypatch):
+    import json
+
+    import open_clip
+
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 1,
+            "width": 16,
+            "head_width": 8,
+            "patch_size": 16,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    weights = tmp_path / "tiny.pt"
+    clip = open_clip.create_model("tiny-clip")
+    torch.save(clip.state_dict(), weights)
+
+    conditioner = TextConditioner("tiny-clip", pretrained=str(weights))
+    captions = ["a dog runs", "a cat"]
+    expected = clip.encode_text(open_clip.tokenize(captions))
+    torch.testing.assert_close(conditioner(captions), expected)
+    assert not conditioner.state_dict()
+    assert not list(conditioner.parameters())
+    assert copy.deepcopy(conditioner)._frozen.tower is conditioner._frozen.tower
+
+
+def test_wrong_kinds_of_condition_say_what_to_use():
+    with pytest.raises(ValueError, match=r"takes class indices, got captions.*TextConditioner"):
+        LabelConditioner(3)(["a dog"])
+    with pytest.raises(ValueError, match=r"takes captions, got class indices.*LabelConditioner"):
+        TextConditioner(width=16)(torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.2 .* got 1\.\.7"):
+        LabelConditioner(3)(torch.tensor([1, 7]))
+    with pytest.raises(ValueError, match="open_clip knows no model 'ViT-Z'"):
+        TextConditioner("ViT-Z")

@@ -1,0 +1,190 @@
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from cmdvid.models.conditioning import LabelConditioner
+from cmdvid.models.content_dit import ContentDiT
+from cmdvid.models.diffusion import Diffusion, guide, guided_sample, seeded_noise
+
+
+class Toy(torch.nn.Module):
+    """A denoiser simple enough to follow by hand."""
+
+    def forward(self, noisy, t, condition, shift=0.0):
+        return 0.3 * noisy + condition[:, :, None, None] * (t / 1000).view(-1, 1, 1, 1) + shift
+
+
+@pytest.fixture
+def diffusion() -> Diffusion:
+    torch.manual_seed(0)
+    dit = ContentDiT(width=32, depth=1, num_heads=4, patch=2, condition_dim=8)
+    return Diffusion(dit, conditioner=LabelConditioner(3, dim=8), condition_dropout=0.0)
+
+
+def test_guidance_scale_is_one_plus_the_papers_w():
+    c, u, w = torch.randn(4), torch.randn(4), 3.0
+    torch.testing.assert_close(guide(c, u, 1 + w), (1 + w) * c - w * u)
+    torch.testing.assert_close(guide(c, u, 1.0), c)
+    torch.testing.assert_close(guide(c, u, 0.0), u)
+
+
+def test_ddim_follows_the_equations_by_hand():
+    """eta = 0: x_{t-1} = sqrt(abar') x0 + sqrt(1 - abar') eps, no scheduler code involved."""
+    scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=True)
+    noise, c, n = torch.randn(2, 3, 4, 6), torch.randn(2, 3), torch.randn(2, 3)
+    sample = guided_sample(
+        Toy(), scheduler, noise, condition=c, negative=n, num_inference_steps=5, guidance_scale=4.0
+    )
+    x, alphas = noise, scheduler.alphas_cumprod
+    for t in (800, 600, 400, 200, 0):
+        step = torch.full((2,), t)
+        eps = guide(Toy()(x, step, c), Toy()(x, step, n), 4.0)
+        a, b = alphas[t], alphas[t - 200] if t >= 200 else torch.tensor(1.0)
+        x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+        x = b.sqrt() * x0 + (1 - b).sqrt() * eps
+    torch.testing.assert_close(sample, x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "scheduler", [DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler]
+)
+def test_every_scheduler_removes_known_noise(scheduler):
+    """A denoiser that knows the answer must be led to it by any scheduler."""
+    answer = torch.randn(1, 3, 4, 6)
+    trained = DDIMScheduler(clip_sample=False)
+    sampler = scheduler.from_config(trained.config)
+
+    class Oracle(torch.nn.Module):
+        def forward(self, noisy, t, condition):
+            a = trained.alphas_cumprod[t.long().clamp(max=999)].view(-1, 1, 1, 1)
+            return (noisy - a.sqrt() * answer) / (1 - a).sqrt()
+
+    empty = torch.zeros(1, 1)
+    sample = guided_sample(
+        Oracle(),
+        sampler,
+        torch.randn(1, 3, 4, 6),
+        condition=empty,
+        negative=empty,
+        num_inference_steps=20,
+        guidance_scale=1.0,
+    )
+    assert (sample - answer).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_loss_is_zero_for_a_perfect_prediction(prediction_type):
+    scheduler = DDIMScheduler(prediction_type=prediction_type)
+    x = torch.randn(4, 3, 4, 6)
+
+    class Perfect(torch.nn.Module):
+        def forward(self, noisy, t, condition):
+            a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+            noise = (noisy - a.sqrt() * x) / (1 - a).sqrt()
+            velocity = a.sqrt() * noise - (1 - a).sqrt() * x
+            return noise if prediction_type == "epsilon" else velocity
+
+    conditioner = LabelConditioner(3)
+    diffusion = Diffusion(Perfect(), conditioner=conditioner, scheduler=scheduler)
+    assert diffusion.loss(x, torch.zeros(4, dtype=torch.long)) < 1e-6
+
+
+def test_loss_of_predicting_nothing_is_the_noise_variance(diffusion):
+    """The DiT starts at zero, so Eq. 2 starts at E |eps|^2 = 1."""
+    loss = diffusion.loss(torch.randn(32, 3, 8, 12), torch.zeros(32, dtype=torch.long))
+    assert loss.item() == pytest.approx(1, abs=0.05)
+
+
+def test_min_snr_weights_fall_with_the_signal():
+    diffusion = Diffusion(Toy(), conditioner=LabelConditioner(1), min_snr_gamma=5.0)
+    weights = diffusion._weights(torch.tensor([5, 500, 999]))
+    snr = diffusion.scheduler.alphas_cumprod / (1 - diffusion.scheduler.alphas_cumprod)
+    torch.testing.assert_close(weights[0], 5 / snr[5])
+    torch.testing.assert_close(weights[2], torch.tensor(1.0))
+
+
+def test_steps_cover_all_of_time_in_every_batch(diffusion):
+    steps = diffusion._random_steps(torch.zeros(10, 1)).sort().values
+    assert ((steps >= torch.arange(0, 1000, 100)) & (steps < torch.arange(100, 1100, 100))).all()
+
+
+def test_full_dropout_makes_the_condition_irrelevant(diffusion):
+    diffusion.condition_dropout = 1.0
+    for parameter in diffusion.denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    losses = []
+    for label in (0, 2):
+        torch.manual_seed(5)
+        losses.append(diffusion.loss(torch.ones(4, 3, 8, 8), torch.full((4,), label)))
+    torch.testing.assert_close(*losses)
+
+
+def test_ema_follows_slowly_and_sampling_uses_it(diffusion):
+    diffusion.update_ema()  # the first update copies
+    weight = diffusion.denoiser.head.out.weight
+    averaged = diffusion.averaged[0].head.out.weight
+    with torch.no_grad():
+        weight.add_(1.0)
+    diffusion.update_ema()
+    assert 0 < averaged.mean() < 1
+    labels, noise = torch.tensor([1]), torch.randn(1, 3, 8, 8)
+    before = diffusion.sample(noise, labels, num_inference_steps=2, guidance_scale=1.0)
+    with torch.no_grad():
+        weight.add_(100.0)
+    after = diffusion.sample(noise, labels, num_inference_steps=2, guidance_scale=1.0)
+    torch.testing.assert_close(before, after)
+
+
+def test_a_sample_does_not_depend_on_its_batch(diffusion):
+    for parameter in diffusion.averaged[0].parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+
+    def sample(seeds):
+        noise = seeded_noise((3, 8, 12), [torch.Generator().manual_seed(s) for s in seeds])
+        labels = torch.tensor(seeds) % 3
+        return diffusion.sample(noise, labels, num_inference_steps=3, guidance_scale=2.0)
+
+    torch.testing.assert_close(sample([4, 5, 6])[1:2], sample([5]), atol=1e-5, rtol=1e-4)
+
+
+def test_context_reaches_the_denoiser():
+    scheduler, c = DDIMScheduler(clip_sample=False), torch.zeros(1, 3)
+    noise = torch.randn(1, 3, 4, 6)
+
+    def sample(shift):
+        return guided_sample(
+            Toy(),
+            scheduler,
+            noise,
+            condition=c,
+            negative=c,
+            num_inference_steps=2,
+            guidance_scale=2.0,
+            shift=torch.full((1, 1, 1, 1), shift),
+        )
+
+    assert not torch.allclose(sample(0.0), sample(1.0))
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="must be 'epsilon' or 'v_prediction', got 'sample'"):
+        Diffusion(
+            Toy(),
+            conditioner=LabelConditioner(1),
+            scheduler=DDIMScheduler(prediction_type="sample"),
+        )
+    with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
+        guided_sample(
+            Toy(),
+            DDIMScheduler(),
+            torch.zeros(1, 3, 2, 2),
+            condition=torch.zeros(1, 3),
+            negative=torch.zeros(1, 3),
+            num_inference_steps=0,
+            guidance_scale=1.0,
+        )
