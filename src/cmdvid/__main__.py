@@ -1,0 +1,173 @@
+"""The command ``cmdvid``: answers what needs no torch at once, and hands the rest to cmdvid.cli."""
+
+import os
+import sys
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+
+import cmdvid
+
+# Verb: (one line, the options most people need). Short on purpose, so that help costs no import of
+# Lightning; --help-all is the full list, and a test compares the two.
+FIT = """\
+  --config FILE          a YAML of configs/; may be given again, later files win
+  --model.KEY, --data.KEY, --trainer.KEY VALUE
+                         change one setting, e.g. --trainer.max_steps 100
+  --ckpt PATH            {ckpt}
+  --seed_everything N    seed of everything random (default: 42)
+  --print_config         print the settings as YAML and stop
+  --model.help STAGE     the settings of one stage, e.g. --model.help ContentStage"""
+VERBS = {
+    "fit": ("Train one stage.", FIT.format(ckpt="resume from this checkpoint; the config decides")),
+    "validate": (
+        "Measure a stage on its validation clips.",
+        FIT.format(ckpt="checkpoint; what is not given is as in its training"),
+    ),
+    "test": (
+        "Generate and score.",
+        FIT.format(ckpt="checkpoint or pipeline folder; what is not given is as in it"),
+    ),
+    "predict": (
+        "Write mp4 files and a contact sheet.",
+        """\
+  --ckpt PATH            autoencoder checkpoint: reconstructions; content checkpoint: content
+                         frames; pipeline folder (see export): videos for prompts
+  --prompt TEXT          one caption
+  --prompts FILE         captions, one a line
+  --negative_prompt TEXT what to stay away from
+  --num_inference_steps N, --guidance_scale S, --seed N
+                         how to sample
+  --out DIR              where the files go (default: runs/predict)
+  --config, --model.KEY, --data.KEY, --trainer.KEY
+                         as in fit""",
+    ),
+    "encode": (
+        "Write the latents of a data set, for the content and motion stages to train on.",
+        """\
+  --ckpt PATH            autoencoder checkpoint; the data are those of its training
+  --out DIR              where the latents go (default: latents)
+  --config, --model.KEY, --data.KEY, --trainer.KEY
+                         as in fit""",
+    ),
+    "export": (
+        "Make one pipeline folder of the trained stages.",
+        """\
+  --content PATH         content checkpoint
+  --motion PATH          motion checkpoint
+  --out DIR              where the pipeline goes""",
+    ),
+    "shapes": (
+        "Write the procedural data set: mp4 files and a csv of captions.",
+        """\
+  --out DIR              where the files go
+  --num-videos N         how many to train on (default: 6000)
+  --val-videos N, --heldout-videos N
+                         how many to validate on, of seen and of unseen combinations
+  --num-frames L, --image-size [H,W], --fps N
+                         what clips they are (default: 16 frames of [64,64] at 8)
+  --seed N               everything follows from it (default: 0)""",
+    ),
+}
+FUNCTIONS = {  # verbs that are a function and need no Lightning
+    "export": ("cmdvid.pipeline", "export_pipeline"),
+    "shapes": ("cmdvid.data.shapes", "write_shapes"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one verb.
+
+    Args:
+        args: Command line without the program's name; ``sys.argv`` if not given.
+
+    Raises:
+        SystemExit: Code 2 for a wrong command line or input, with one line that says what it is.
+    """
+    argv = [_underscored(arg) for arg in (sys.argv[1:] if args is None else args)]
+    verb = argv[0] if argv else "--help"
+    if verb in ("-h", "--help", "--version"):
+        print(f"cmdvid {cmdvid.__version__}" if verb == "--version" else _overview())
+    elif verb not in VERBS:
+        _fail(f"no verb {verb!r}; there are {', '.join(VERBS)}")
+    elif {"-h", "--help"} & set(argv):
+        print(_help(verb))
+    else:
+        argv = ["--help" if arg == "--help_all" else arg for arg in argv]
+        try:
+            _run(verb, argv)
+        except ArgumentError as error:
+            _fail(" ".join(str(error).split()))
+        except ValueError as error:
+            message = _ours(error)
+            if message is None or os.environ.get("CMDVID_DEBUG"):
+                raise
+            _fail(message)
+
+
+def _run(verb: str, argv: list[str]) -> None:
+    """Import what the verb needs, and call it."""
+    if verb not in FUNCTIONS:
+        from cmdvid.cli import main as run_stage
+
+        return run_stage(argv)
+
+    from importlib import import_module
+
+    from jsonargparse import auto_cli
+
+    module, name = FUNCTIONS[verb]
+    function = getattr(import_module(module), name)
+    parser = {"prog": f"cmdvid {verb}", "allow_abbrev": False, "exit_on_error": False}
+    auto_cli(function, args=argv[1:], as_positional=False, **parser)
+    return None
+
+
+def _underscored(arg: str) -> str:
+    """Let ``--num-videos`` mean ``--num_videos``; values stay as they are."""
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _ours(error: BaseException | None) -> str | None:
+    """Find the message that our own code raised, for only that is meant for the user.
+
+    The parser wraps what a constructor raises, so the causes are looked at as well.
+    """
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        source = Path(trace.tb_frame.f_code.co_filename) if trace else Path()
+        if isinstance(error, ValueError) and source.is_relative_to(Path(__file__).parent):
+            return str(error)
+        error = error.__cause__
+    return None
+
+
+def _fail(message: str) -> None:
+    print(f"cmdvid: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _overview() -> str:
+    lines = "\n".join(f"  {verb:<10} {line}" for verb, (line, _) in VERBS.items())
+    return (
+        "usage: cmdvid VERB [options]\n\nText to video by content frames and motion latents.\n\n"
+        f"{lines}\n\n  cmdvid VERB --help      the options most people need\n"
+        "  cmdvid VERB --help-all  all of them\n  cmdvid --version"
+    )
+
+
+def _help(verb: str) -> str:
+    line, options = VERBS[verb]
+    return (
+        f"usage: cmdvid {verb} [options]\n\n{line}\n\n{options}\n"
+        "  --help-all             every option (imports everything, takes a few seconds)"
+    )
+
+
+if __name__ == "__main__":
+    main()

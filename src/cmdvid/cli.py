@@ -1,0 +1,217 @@
+"""The verbs that run a stage: Lightning's CLI, and where it must behave otherwise.
+
+What differs from plain LightningCLI: ``--ckpt`` as a short name; a checkpoint or a pipeline folder
+gives the *defaults* of ``validate``, ``test``, ``predict`` and ``encode``, so that what the user
+says wins; ``predict`` has flat options; the configuration of each verb gets its own file.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
+
+from cmdvid.settings import (
+    CONFIG_KEY,
+    defaults,
+    flat,
+    option,
+    plain,
+    read_settings,
+    spread_options,
+    use_pipeline,
+)
+
+CKPT_HELP = "Checkpoint: a file, 'last' or 'best'; for test and predict also a pipeline folder."
+PREDICT_OPTIONS: dict[str, tuple[Any, str]] = {
+    "prompt": (str | None, "Caption to generate from."),
+    "prompts": (str | None, "File of captions, one a line."),
+    "num_inference_steps": (int | None, "Denoising steps of each of the two models."),
+    "guidance_scale": (float | None, "How closely to follow the caption; 1 is no guidance."),
+    "negative_prompt": (str | None, "Caption to stay away from."),
+    "seed": (int | None, "Seed of the noise."),
+    "out": (str | None, "Folder of the mp4 files (default: runs/predict)."),
+}
+NOISE = (  # how jsonargparse reports a value of type "a stage or None"
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value type:",
+    "Given value: Namespace(",
+    "Given value: NestedArg(",
+)
+
+
+class CMDTrainer(Trainer):
+    """Lightning's Trainer with one verb more."""
+
+    def encode(
+        self,
+        model: LightningModule,
+        datamodule: Any = None,
+        ckpt_path: str | None = None,
+        out: str = "latents",
+    ) -> None:
+        """Write the latents of a data set, for the content and motion stages to train on.
+
+        Args:
+            model: The autoencoder stage.
+            datamodule: Where the clips come from.
+            ckpt_path: Weights of the autoencoder.
+            out: Folder of the latents.
+        """
+        from cmdvid.stages.encoding import encode
+
+        encode(self, datamodule, ckpt=ckpt_path, out=out)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the settings of a run, in every checkpoint and as ``config.<verb>.yaml``.
+
+    Not Lightning's hyperparameters: stages leave networks and optimizers out of those.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, *, verb: str) -> None:
+        super().__init__(parser, config)
+        self.verb = verb
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file once, on the first process, and keep an older, other one."""
+        log_dir = trainer.log_dir  # asked on every process, for it is a broadcast
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        self.already_saved = True
+        folder = Path(self.config.get("out") or log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(self.config, skip_unset=False)  # null may not be the default
+        path, number = folder / f"config.{self.verb}.yaml", 1
+        while path.exists() and path.read_text() != text:
+            number += 1
+            path = folder / f"config.{self.verb}.{number}.yaml"
+        path.write_text(text)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let the checkpoint say how its stage and data are built."""
+        checkpoint[CONFIG_KEY] = plain(self.parser, self.config)
+
+
+class Parser(LightningArgumentParser):
+    """Reports a wrong option or setting in one line, without hundreds of lines of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what the parser found, less what it says of its own types."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        lines = (line.strip().removeprefix("- ") for line in message.splitlines())
+        text = " ".join(line for line in lines if line and not line.startswith(NOISE))
+        if text.endswith("required: fit.model"):
+            text += "; give --config FILE"
+        elif text.endswith(".model"):
+            text += "; give --config FILE or --ckpt PATH"
+        raise ValueError(text) from ex
+
+
+class CLI(LightningCLI):
+    """Builds stage, data and trainer from the command line and runs the verb."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """List the verbs and the arguments of their methods that are no options."""
+        verbs = LightningCLI.subcommands() | {"encode": {"model", "datamodule"}}
+        return {verb: skip | {"ckpt_path", "return_predictions"} for verb, skip in verbs.items()}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        # the first name is the one Lightning knows
+        parser.add_argument("--ckpt_path", "--ckpt", type=str | None, default=None, help=CKPT_HELP)
+        self._subcommand_method_arguments[subcommand].append("ckpt_path")
+        if subcommand == "predict":
+            for name, (kind, text) in PREDICT_OPTIONS.items():
+                parser.add_argument(f"--{name}", type=kind, default=None, help=text)
+        if subcommand in ("predict", "encode"):
+            parser.set_defaults({"trainer.logger": False})  # their output is files
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let the checkpoint's settings beat the user's."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse with the checkpoint's settings as defaults, then spread the flat options."""
+        verb, ckpt = args[0], option(args, "--ckpt", "--ckpt_path")
+        ckpt = None if ckpt in ("last", "best") else ckpt
+        if ckpt and verb != "fit":
+            self._subcommand_parsers[verb].set_defaults(defaults(ckpt, verb))
+        self.config = parser.parse_args(args)
+        settings = self.config[verb]
+        if ckpt and verb == "fit":
+            self._compare(ckpt)
+        elif ckpt and Path(ckpt).is_dir():
+            use_pipeline(settings, ckpt)
+        if verb == "predict":
+            spread_options(settings)
+
+    def _compare(self, ckpt: str) -> None:
+        """Warn when a resumed run has other settings than its checkpoint."""
+        model = plain(self._subcommand_parsers["fit"], self.config["fit"])["model"]
+        saved = read_settings(ckpt).get("model", model)
+        if saved["class_path"] != model["class_path"]:
+            raise ValueError(
+                f"{ckpt}: a checkpoint of {saved['class_path']}, which {model['class_path']} "
+                "cannot resume from"
+            )
+        old, new = dict(flat(saved)), dict(flat(model))
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        if changed:
+            rank_zero_warn(f"{ckpt} was trained with other settings of: {', '.join(changed)}")
+
+    def before_instantiate_classes(self) -> None:
+        """Tell the callback that saves the configuration which verb it is for."""
+        self.save_config_kwargs = {"verb": self.subcommand}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        # predictions are written as they come; kept, they would fill the memory
+        return kwargs | ({"return_predictions": False} if subcommand == "predict" else {})
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``fit``, ``validate``, ``test``, ``predict`` or ``encode``.
+
+    Args:
+        args: The verb and its options.
+
+    Raises:
+        ValueError: If an option or a setting is wrong; the message names it.
+    """
+    import cmdvid.stages  # noqa: F401  # so that short class names are found
+    from cmdvid.data.datamodule import VideoDataModule
+
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()  # advertisements
+    )
+    # lightning 2.6 asks torch 2.14 in an old way; nothing that a user could change
+    warnings.filterwarnings("ignore", message=".*LeafSpec")
+    if args[0] != "fit":  # says where new checkpoints would go; there are none
+        warnings.filterwarnings("ignore", message="The dirpath has changed")
+    CLI(
+        LightningModule,
+        VideoDataModule,
+        args=list(args),
+        subclass_mode_model=True,
+        trainer_class=CMDTrainer,
+        # our samplers share out the clips themselves
+        trainer_defaults={"use_distributed_sampler": False},
+        seed_everything_default=42,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
+        parser_class=Parser,
+        parser_kwargs={"prog": "cmdvid", "allow_abbrev": False},
+    )

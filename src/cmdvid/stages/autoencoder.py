@@ -1,0 +1,135 @@
+"""Stage one: train the autoencoder by plain reconstruction (CMD section 3.1)."""
+
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cmdvid.data.datamodule import to_float
+from cmdvid.losses import LatentMoments, psnr
+from cmdvid.models.autoencoder import Autoencoder
+from cmdvid.models.codecs import PixelCodec
+from cmdvid.stages.networks import describe
+from cmdvid.stages.optimization import clip, configure
+from cmdvid.types import ClipBatch, GeneratedBatch, VideoLatent
+
+
+class AutoencoderStage(LightningModule):
+    """Learn to rebuild clips from a content frame and a motion latent.
+
+    Args:
+        autoencoder: The network.
+        codec: Turns clips into the frames it works on; pixels by default.
+        optimizer: Paper: Adam, lr 1e-5, betas (0.5, 0.9), no weight decay.
+        lr_scheduler: Steps once per optimizer step; none in the paper.
+        statistics_clips: Training clips over which latents are measured when training ends.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        *,
+        codec: nn.Module | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        statistics_clips: int = 1024,
+    ):
+        super().__init__()
+        self.save_hyperparameters(ignore=["autoencoder", "codec", "optimizer", "lr_scheduler"])
+        self.autoencoder = autoencoder
+        self.codec: Any = (codec or PixelCodec()).requires_grad_(False)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.statistics_clips = statistics_clips
+
+    def training_step(self, batch: ClipBatch) -> Tensor:
+        """Mean squared error between frames and their reconstruction."""
+        frames = self._frames(batch)
+        rebuilt, latent = self.autoencoder(frames)
+        loss = (rebuilt - frames).square().mean()
+        self.log("train/loss", loss, prog_bar=True)
+        self._log_content(latent, frames)
+        return loss
+
+    def validation_step(self, batch: ClipBatch) -> None:
+        """PSNR of the reconstruction, beside that of repeating the mean frame."""
+        frames = self._frames(batch)
+        rebuilt, _ = self.autoencoder(frames)
+        mean = frames.mean(dim=2, keepdim=True).expand_as(frames)
+        size = len(frames)
+        self.log("val/loss", (rebuilt - frames).square().mean(), batch_size=size, sync_dist=True)
+        clips = [batch.clip] + [self.codec.decode(f) for f in (rebuilt, mean)]
+        names = ("val/psnr", "val/psnr_mean_frame")
+        for name, rebuilt_clip in zip(names, clips[1:], strict=True):
+            score = psnr(rebuilt_clip, clips[0]).mean()
+            self.log(name, score, batch_size=size, sync_dist=True, prog_bar=name == "val/psnr")
+
+    def predict_step(self, batch: ClipBatch) -> GeneratedBatch:
+        """Reconstructions, with the content frames they came from."""
+        rebuilt, latent = self.autoencoder(self._frames(batch))
+        return GeneratedBatch(
+            clip=self.codec.decode(rebuilt),
+            content=self.codec.decode(latent.content[:, :, None])[:, :, 0],
+            condition=cast(Any, batch.condition),
+            index=cast(Tensor, batch.index),
+            real=batch.clip,
+        )
+
+    @torch.no_grad()
+    def preview(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """Clips to look at: real, reconstruction, and the content frame held still."""
+        shown = self.predict_step(batch)
+        still = shown.content[:, :, None].expand_as(batch.clip)
+        return {"real": batch.clip, "reconstruction": cast(Tensor, shown.clip), "content": still}
+
+    def on_train_end(self) -> None:
+        """Measure latents, so that the other stages see unit variance; keep that in last.ckpt."""
+        self._measure_latents()
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
+                self.trainer.save_checkpoint(callback.last_model_path)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Describe the networks, so that they can be loaded without this stage."""
+        checkpoint["networks"] = {
+            name: describe(prefix=f"{name}.", network=getattr(self, name))
+            for name in ("autoencoder", "codec")
+        }
+
+    def configure_optimizers(self) -> Any:
+        return configure(self.autoencoder.parameters(), self.optimizer, self.lr_scheduler)
+
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        clip(self.autoencoder.parameters(), gradient_clip_val)
+
+    def _frames(self, batch: ClipBatch) -> Tensor:
+        with torch.no_grad():
+            return self.codec.encode(batch.clip)
+
+    def _log_content(self, latent: VideoLatent, frames: Tensor) -> None:
+        """How far the content frame is from the plain mean (0: Eq. 3 has learned nothing)."""
+        distance = (latent.content - frames.mean(dim=2)).square().mean().sqrt()
+        self.log("train/content_from_mean_rms", distance)
+        self.log("train/motion_rms", latent.motion.square().mean().sqrt())
+
+    @torch.no_grad()
+    def _measure_latents(self) -> None:
+        moments = LatentMoments().to(self.device)
+        loader = self.trainer.train_dataloader
+        share = -(-self.statistics_clips // self.trainer.world_size)
+        self.autoencoder.eval()
+        with tqdm(total=share, desc="measuring latents", disable=self.global_rank > 0) as bar:
+            for batch in cast(Any, loader):
+                moved = to_float(self.transfer_batch_to_device(batch, self.device, 0))
+                moments.update(self.autoencoder.encode(self._frames(moved)))
+                bar.update(len(moved.clip))
+                if bar.n >= share:
+                    break
+        self.autoencoder.train()
+        content, motion = moments.compute()
+        self.autoencoder.set_statistics(content, motion)

@@ -1,0 +1,205 @@
+"""Sampling and evaluation as ordinary verbs: a stage that trains nothing (CMD Algorithm 1)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics import Metric
+
+from cmdvid.evaluation import (
+    GENERATED,
+    MOTION,
+    REAL,
+    RECONSTRUCTION,
+    Report,
+    Scoreboard,
+    versions,
+)
+from cmdvid.sheet import Samples, file_name
+from cmdvid.types import ClipBatch, Condition, GeneratedBatch, PromptBatch
+
+if TYPE_CHECKING:
+    from cmdvid.pipeline import CMDOutput
+
+
+def sample_generators(seed: int, index: Tensor) -> list[torch.Generator]:
+    """A generator for each sample, whatever batch or process it is in.
+
+    NumPy's SeedSequence mixes (seed, index), so neighbours are unrelated; the generators are the
+    CPU's on every device, so that all devices start from the same noise.
+    """
+    return [
+        torch.Generator().manual_seed(
+            int(np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0])
+        )
+        for i in index.tolist()
+    ]
+
+
+class GenerationStage(LightningModule):
+    """Generate clips for conditions (``predict``), or score the pipeline on clips (``test``).
+
+    Args:
+        pipeline: Folder made by `cmdvid export`.
+        num_inference_steps: Steps of the content model (paper: 50).
+        motion_inference_steps: Steps of the motion model (paper: 100); as many as content steps
+            if not given.
+        guidance_scale: s = 1 + w of the paper, for both models; 1 is no guidance.
+        negative_prompt: Caption to guide away from, in place of the empty one.
+        seed: With a sample's index it fixes the sample's noise; 0 or more.
+        judge: Metric of captioned clips, such as cmdvid.metrics.shapes.ShapesAccuracy. Without it
+            ``test`` reports reconstruction alone, and generates only what the sheet shows.
+        report: Folder of the report; "eval" in the run's folder by default.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        *,
+        num_inference_steps: int = 50,
+        motion_inference_steps: int | None = None,
+        guidance_scale: float = 4.0,
+        negative_prompt: str | None = None,
+        seed: int = 0,
+        judge: Metric | None = None,
+        report: str | None = None,
+    ):
+        super().__init__()
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
+        self.sampling: dict[str, Any] = {
+            "num_inference_steps": num_inference_steps,
+            "motion_inference_steps": motion_inference_steps or num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+        }
+        self.pipeline, self.seed, self.judge, self.report = pipeline, seed, judge, report
+
+    def setup(self, stage: str) -> None:
+        """Load the pipeline; not a submodule, so no checkpoint would ever hold it.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        from cmdvid.pipeline import CMDPipeline
+
+        try:
+            self.pipe = CMDPipeline.from_pretrained(self.pipeline)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.pipeline}: no pipeline could be loaded from here; make one with "
+                f"`cmdvid export --out {self.pipeline}` ({error})"
+            ) from error
+        self.pipe.set_progress_bar_config(disable=True)  # Lightning's counts the batches
+
+    def on_predict_start(self) -> None:
+        """Take the pipeline to the trainer's device."""
+        self._move()
+
+    def predict_step(self, batch: PromptBatch | ClipBatch) -> GeneratedBatch:
+        """Clips for the batch's conditions, beside the real ones if there are any."""
+        generated = self._generate(batch)
+        return GeneratedBatch(
+            clip=generated.frames,
+            content=generated.content,
+            condition=cast(Condition, batch.condition),
+            index=torch.as_tensor(batch.index),
+            real=batch.clip if isinstance(batch, ClipBatch) else None,
+        )
+
+    def on_test_start(self) -> None:
+        """Prepare the metrics of each test set and level.
+
+        Raises:
+            ValueError: If the data module does not name each of its test sets.
+        """
+        self._move()
+        self.test_names = list(getattr(cast(Any, self.trainer).datamodule, "test_names", ["val"]))
+        if len(self.test_names) != (num := len(self.trainer.num_test_batches)):
+            raise ValueError(f"{num} test sets need {num} names, got {', '.join(self.test_names)}")
+        self.scoreboard = Scoreboard(self.test_names, judge=self.judge, device=self.device)
+        self.samples = {name: Samples() for name in self.test_names}
+
+    def test_step(self, batch: ClipBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch at the levels of Table 4a.
+
+        Raises:
+            ValueError: If the batch holds no clips.
+        """
+        if not isinstance(batch, ClipBatch):
+            raise ValueError("test compares with real clips: set data.latents to null")
+        name = self.test_names[dataloader_idx]
+        samples = self.samples[name]
+        clips = self._rebuilt(batch) if self.judge is None else self._levels(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            self.scoreboard.update(name, clips, cast(Condition, batch.condition))
+        if self.judge is None:  # nobody scores generated clips: make those of the sheet alone
+            batch = _select(batch, torch.as_tensor(batch.index) < samples.num)
+            clips = self._levels(batch) if len(batch.clip) else {}
+        if clips:
+            index = torch.as_tensor(batch.index)
+            samples.add(index, cast(Condition, batch.condition), clips)
+
+    def on_test_epoch_end(self) -> None:
+        """Join the scores of all processes; the first writes the report and the sheets."""
+        report = Report(self._settings(), self.scoreboard.scores())
+        for samples in self.samples.values():
+            samples.gather()
+        if not self.trainer.is_global_zero:
+            return
+        folder = Path(self.report or Path(self.trainer.default_root_dir) / "eval")
+        paths = report.write(folder)
+        for name, samples in self.samples.items():
+            paths.append(folder / f"contact_sheet-{file_name(name)}.png")
+            samples.write(paths[-1])
+        print(f"\n{report.table(intervals=False)}\nwrote {', '.join(map(str, paths))}")
+
+    def _move(self) -> None:
+        """Follow the trainer's device, and its precision if that is "bf16-true" or the like."""
+        self.pipe.to(self.device)
+        if self.dtype != torch.float32:
+            self.pipe.to(self.dtype)
+
+    def _rebuilt(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """The clips of a batch and their reconstructions."""
+        return {REAL: batch.clip, RECONSTRUCTION: self.pipe.decode(self.pipe.encode(batch.clip))}
+
+    def _levels(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """The clips of a batch at all levels, from nothing to everything generated."""
+        latent = self.pipe.encode(batch.clip)
+        return {
+            REAL: batch.clip,
+            RECONSTRUCTION: self.pipe.decode(latent),
+            MOTION: self._generate(batch, content=latent.content).frames,
+            GENERATED: self._generate(batch).frames,
+        }
+
+    def _generate(
+        self, batch: PromptBatch | ClipBatch, *, content: Tensor | None = None
+    ) -> "CMDOutput":
+        generators = sample_generators(self.seed, torch.as_tensor(batch.index))
+        condition = cast(Condition, batch.condition)
+        return self.pipe(condition, **self.sampling, generator=generators, content=content)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "pipeline": self.pipeline,
+            **self.sampling,
+            "seed": self.seed,
+            "judge": None if self.judge is None else type(self.judge).__name__,
+            "versions": versions(),
+        }
+
+
+def _select(batch: ClipBatch, where: Bool[Tensor, " b"]) -> ClipBatch:
+    """Some samples of a batch."""
+    condition, index = cast(Condition, batch.condition), torch.as_tensor(batch.index)
+    if isinstance(condition, Tensor):
+        condition = condition[where.to(condition.device)]
+    else:
+        condition = [text for text, keep in zip(condition, where.tolist(), strict=True) if keep]
+    return ClipBatch(batch.clip[where.to(batch.clip.device)], condition, index[where])

@@ -1,0 +1,49 @@
+"""Where both diffusion stages get their latents from: a cache, or the frozen autoencoder."""
+
+from functools import cached_property
+from typing import Any, cast
+
+from cmdvid.models.diffusion import Diffusion
+from cmdvid.stages.networks import FrozenAutoencoder, describe
+from cmdvid.types import ClipBatch, Condition, LatentBatch, VideoLatent
+
+
+class LatentSource:
+    """Latents of unit variance for a batch, whichever kind it is.
+
+    Args:
+        autoencoder_ckpt: Checkpoint of the autoencoder stage, read when first needed.
+    """
+
+    def __init__(self, autoencoder_ckpt: str):
+        self.autoencoder_ckpt = autoencoder_ckpt
+        self.shapes: dict[str, list[int]] = {}
+
+    @cached_property
+    def frozen(self) -> FrozenAutoencoder:
+        """The autoencoder, outside of every state dict."""
+        return FrozenAutoencoder(self.autoencoder_ckpt)
+
+    def __call__(self, batch: ClipBatch | LatentBatch) -> tuple[VideoLatent, Condition]:
+        """Latent and condition of a batch; cached ones as they are, clips by encoding them."""
+        latent = batch.latent if isinstance(batch, LatentBatch) else self.frozen.encode(batch.clip)
+        self.shapes = {k: list(v.shape[1:]) for k, v in latent._asdict().items()}
+        return latent, cast(Condition, batch.condition)
+
+
+def describe_diffusion(
+    checkpoint: dict[str, Any], name: str, diffusion: Diffusion, latents: LatentSource
+) -> None:
+    """Write into a checkpoint what the pipeline needs: averaged networks, latent shapes, origin."""
+    denoiser, conditioner = diffusion.averaged
+    prefix = "diffusion.ema.module"
+    checkpoint["networks"] = {
+        f"{name}_denoiser": describe(prefix=f"{prefix}.0.", network=denoiser),
+        f"{name}_conditioner": describe(prefix=f"{prefix}.1.", network=conditioner),
+        f"{name}_scheduler": describe(prefix="", network=diffusion.scheduler),
+    }
+    checkpoint["autoencoder"] = {
+        "fingerprint": latents.frozen.fingerprint,
+        "ckpt": latents.autoencoder_ckpt,
+    }
+    checkpoint["latent_shapes"] = latents.shapes

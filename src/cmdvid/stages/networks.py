@@ -1,0 +1,117 @@
+"""Networks inside Lightning checkpoints: described, found again and loaded without the stage."""
+
+import hashlib
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cmdvid.models.autoencoder import Autoencoder
+from cmdvid.types import VideoLatent
+
+
+def describe(*, prefix: str, network: Any) -> dict[str, Any]:
+    """What a checkpoint must hold to rebuild a diffusers-style network from its state dict."""
+    cls = type(network)
+    return {
+        "class_path": f"{cls.__module__}.{cls.__qualname__}",
+        "config": {k: v for k, v in network.config.items() if not k.startswith("_")},
+        "prefix": prefix,
+    }
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a stage's checkpoint, trusting nothing but tensors and plain values in it.
+
+    Raises:
+        ValueError: If there is no such file, or it was not written by a stage of cmdvid.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such checkpoint; train that stage first or correct the path")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as a checkpoint ({error})") from error
+    if not isinstance(checkpoint, dict) or "networks" not in checkpoint:
+        raise ValueError(f"{path}: this checkpoint was not written by a stage of cmdvid")
+    return checkpoint
+
+
+def load_network(checkpoint: Mapping[str, Any], name: str, *, source: str | Path) -> nn.Module:
+    """Rebuild one network of a checkpoint with its trained weights, frozen and in eval mode.
+
+    Raises:
+        ValueError: If the checkpoint, named by ``source`` in the message, has no such network.
+    """
+    if name not in checkpoint["networks"]:
+        raise ValueError(
+            f"{source}: holds {', '.join(checkpoint['networks'])} but no {name}; "
+            "is this the checkpoint of another stage?"
+        )
+    entry = checkpoint["networks"][name]
+    module, _, cls = entry["class_path"].rpartition(".")
+    network = getattr(import_module(module), cls)(**entry["config"])
+    weights = checkpoint["state_dict"].items()
+    if hasattr(network, "load_state_dict"):  # schedulers have none
+        prefix = entry["prefix"]
+        network.load_state_dict({k[len(prefix) :]: v for k, v in weights if k.startswith(prefix)})
+        network.requires_grad_(False).eval()
+    return network
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 over names and values of all weights; equal exactly for equal networks."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
+
+
+class FrozenAutoencoder:
+    """The first stage's result as the others use it: clips to unit-variance latents and back.
+
+    A plain object, so no checkpoint, moving average or DDP wrapper ever holds these weights.
+
+    Args:
+        ckpt: Checkpoint of an AutoencoderStage.
+
+    Raises:
+        ValueError: If it is none, or its training stopped before latents were measured.
+    """
+
+    def __init__(self, ckpt: str | Path):
+        checkpoint = read_checkpoint(ckpt)
+        self.autoencoder = cast(Autoencoder, load_network(checkpoint, "autoencoder", source=ckpt))
+        self.codec: Any = load_network(checkpoint, "codec", source=ckpt)
+        if not self.autoencoder.get_buffer("measured"):
+            raise ValueError(
+                f"{ckpt}: its latents were never measured, which `fit` does when training ends; "
+                f"finish it with `cmdvid fit --config ... --ckpt {ckpt}`"
+            )
+        self.fingerprint = fingerprint(self.autoencoder)
+
+    @torch.no_grad()
+    def encode(self, clip: Tensor) -> VideoLatent:
+        """A clip in [-1, 1] to a latent of unit variance."""
+        autoencoder = self.autoencoder.to(clip.device)
+        frames = self.codec.to(clip.device).encode(clip)
+        return autoencoder.normalize(autoencoder.encode(frames))
+
+    @torch.no_grad()
+    def decode(self, latent: VideoLatent) -> Tensor:
+        """A latent of unit variance to a clip in [-1, 1]."""
+        autoencoder = self.autoencoder.to(latent.content.device)
+        frames = autoencoder.decode(autoencoder.denormalize(latent))
+        return self.codec.to(frames.device).decode(frames)
+
+    @torch.no_grad()
+    def decode_content(self, latent: VideoLatent) -> Tensor:
+        """The content frame of a unit-variance latent as a picture in [-1, 1]."""
+        content = self.autoencoder.to(latent.content.device).denormalize(latent).content
+        return self.codec.to(content.device).decode(content[:, :, None])[:, :, 0]

@@ -1,0 +1,52 @@
+"""Every config that is shipped: it parses, and what it names exists and is called as it wants."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cmdvid.__main__ import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+STAGES = {
+    "ae": "AutoencoderStage",
+    "content": "ContentStage",
+    "motion": "MotionStage",
+    "generate": "GenerationStage",
+}
+RUNS = sorted(CONFIGS.glob("*.yaml"))
+OVERLAYS = sorted(CONFIGS.glob("demo_fast/*.yaml"))
+
+
+def parsed(capsys, *configs):
+    """Give the settings as the command line understands them, without building anything."""
+    verb = "test" if configs[0].stem.startswith("generate") else "fit"
+    args = [part for config in configs for part in ("--config", str(config))]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, *args, "--print_config"])
+    assert exit_.value.code == 0, capsys.readouterr().err
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_every_stage_has_configs():
+    assert {path.stem.split("_")[0] for path in RUNS} == set(STAGES)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_config_parses_and_says_its_stage(path, capsys, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    settings = parsed(capsys, path)
+    stage = STAGES[path.stem.split("_")[0]]
+    assert settings["model"]["class_path"].rsplit(".", 1)[1] == stage
+    assert settings["trainer"]["use_distributed_sampler"] is False  # our samplers do it
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_an_overlay_changes_its_config_and_nothing_is_lost(path, capsys, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    base = parsed(capsys, CONFIGS / path.name)
+    fast = parsed(capsys, CONFIGS / path.name, path)
+    assert fast != base
+    assert fast["model"]["class_path"] == base["model"]["class_path"]
+    assert set(fast["model"]["init_args"]) == set(base["model"]["init_args"])
