@@ -5,12 +5,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.cmdvid-ready
 
 # The demo: FAST=1 for a rough one in minutes, DATA=DIR for your own videos, RUN=DIR for its place.
-RUN     ?= runs/demo
-FAST    ?=
-DATA    ?=
-VIDEOS  := $(or $(DATA),$(RUN)/data)
-OVERLAY  = $(if $(FAST),--config configs/demo_fast/$(1)_shapes.yaml)
-RUNDIR   = --trainer.default_root_dir $(RUN)/$(1)
+# Not from the environment, where such names may mean something else.
+FAST    :=
+DATA    :=
+RUN     := runs/$(if $(DATA),own,demo)$(if $(FAST),-fast)
+CMDVID  := $(BIN)/cmdvid
 VERBS   := fit validate test predict encode export shapes
 
 .DEFAULT_GOAL := help
@@ -28,18 +27,46 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
-demo: setup  ## train, generate and score on the shapes (FAST=1) or on your videos (DATA=DIR)
-	$(if $(DATA),,test -d $(VIDEOS) || $(BIN)/cmdvid shapes --out $(VIDEOS) --num-videos 6144)
-	$(BIN)/cmdvid fit --config configs/ae_shapes.yaml $(call OVERLAY,ae)
-	$(BIN)/cmdvid encode --ckpt $(RUN)/autoencoder/last.ckpt --out $(RUN)/latents
-	$(BIN)/cmdvid fit --config configs/content_shapes.yaml $(call OVERLAY,content)
-	$(BIN)/cmdvid fit --config configs/motion_shapes.yaml $(call OVERLAY,motion)
-	$(BIN)/cmdvid export --content $(RUN)/content/last.ckpt --motion $(RUN)/motion/last.ckpt --out $(RUN)/pipeline
-	$(BIN)/cmdvid predict --ckpt $(RUN)/pipeline --prompts configs/demo_prompts.txt --out $(RUN)/videos
-	$(MAKE) eval
+# The configs name runs/demo and its data set, so that each works alone. Here is all that differs
+# for another RUN or DATA: where a stage writes, what it reads, and the fast demo's fewer steps.
+overlay = --config configs/$(1)_shapes.yaml $(if $(FAST),--config configs/demo_fast/$(1)_shapes.yaml)
+place   = --trainer.default_root_dir $(RUN)/$(1) --trainer.callbacks.dirpath $(RUN)/$(1)
+latents = --model.autoencoder_ckpt $(RUN)/autoencoder/last.ckpt --data.latents $(RUN)/latents
+own     = --data.$(1) cmdvid.data.own.OwnVideos --data.$(1).root '$(DATA)' --data.$(1).split $(1)
+ifdef DATA
+# many windows of each video; and with nobody to judge generated clips, reconstruction is scored
+TRAIN  := $(call own,train) --data.train.min_clips 512 $(call own,val)
+SCORE  := --data.test null $(call own,val) --model.judge null --trainer.limit_test_batches 8
+SAMPLE := $(SCORE) --trainer.limit_predict_batches 1
+SHEET  := $(RUN)/videos/contact_sheet.png
+else
+TRAIN  := --data.train.csv $(RUN)/data/train.csv --data.val.csv $(RUN)/data/val.csv
+SCORE  := --data.test.seen.csv $(RUN)/data/val.csv --data.test.heldout.csv $(RUN)/data/heldout.csv
+SAMPLE := $(SCORE) --prompts configs/demo_prompts.txt
+SHEET  := $(RUN)/eval/contact_sheet-seen.png
+VIDEOS := --num-videos $(if $(FAST),1024 --val-videos 64 --heldout-videos 64,6144)
+endif
+GENERATE = $(call overlay,generate) --ckpt $(RUN)/pipeline --trainer.default_root_dir $(RUN)
 
-eval: setup  ## score the last run again
-	$(BIN)/cmdvid test --config configs/generate_shapes.yaml $(call OVERLAY,generate)
+demo: setup  ## train, generate and score on the shapes (FAST=1) or on your videos (DATA=DIR)
+	$(if $(DATA),,$(CMDVID) shapes --out $(RUN)/data $(VIDEOS))
+	$(CMDVID) fit $(call overlay,ae) $(call place,autoencoder) $(TRAIN)
+	rm -rf $(RUN)/latents
+	$(CMDVID) encode --ckpt $(RUN)/autoencoder/last.ckpt --data.batch_size 64 --out $(RUN)/latents
+	$(CMDVID) fit $(call overlay,content) $(call place,content) $(latents)
+	$(CMDVID) fit $(call overlay,motion) $(call place,motion) $(latents)
+	$(CMDVID) export --content $(RUN)/content/last.ckpt --motion $(RUN)/motion/last.ckpt \
+	  --out $(RUN)/pipeline
+	$(CMDVID) predict $(GENERATE) $(SAMPLE) --out $(RUN)/videos
+	$(MAKE) --no-print-directory eval
+	@printf '%-16s %s\n' '' '' \
+	  'videos' '$(RUN)/videos' \
+	  'contact sheet' '$(SHEET) (beside it as mp4)' \
+	  'training' '$(BIN)/tensorboard --logdir $(RUN)' \
+	  'scores' '$(RUN)/eval/report.md and report.json'
+
+eval: setup  ## score a run again; give the FAST, DATA and RUN that it was made with
+	$(CMDVID) test $(GENERATE) $(SCORE)
 
 test: setup  ## the tests without the slow ones, under ten minutes on two cores
 	$(BIN)/python -m pytest

@@ -145,6 +145,7 @@ class Scoreboard:
 
     def update(self, name: str, clips: Mapping[str, Tensor], condition: Condition) -> None:
         """Add a batch of a test set: its real clips and those of the other levels, by level."""
+        clips = {level: clip.float() for level, clip in clips.items()}
         real = clips[REAL]
         still = real.mean(dim=2, keepdim=True).expand_as(real)
         self.fidelities[name]["psnr"].update(clips[RECONSTRUCTION], real)

@@ -163,6 +163,7 @@ def test_test_reports_every_level_of_every_set(evaluated):
     assert {"psnr", "ssim", "psnr_mean_frame"} <= levels["reconstruction"].keys()
     assert report["scores"]["held-out"]["reconstruction"]["psnr"]["n"] == 3
     assert report["settings"]["num_inference_steps"] == 2
+    assert report["settings"]["clips"] == {"seen": 5, "held-out": 3}
     assert report["settings"]["judge"] == "ShapesAccuracy"
     assert "| held-out | generated " in (evaluated / "report.md").read_text()
 

@@ -100,7 +100,7 @@ class AutoencoderStage(LightningModule):
         }
 
     def configure_optimizers(self) -> Any:
-        return configure(self.autoencoder.parameters(), self.optimizer, self.lr_scheduler)
+        return configure(self.autoencoder, self.optimizer, self.lr_scheduler)
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None

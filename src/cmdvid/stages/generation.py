@@ -124,29 +124,39 @@ class GenerationStage(LightningModule):
         self.scoreboard = Scoreboard(self.test_names, judge=self.judge, device=self.device)
         self.samples = {name: Samples() for name in self.test_names}
 
-    def test_step(self, batch: ClipBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch at the levels of Table 4a.
+    def test_step(
+        self, batch: ClipBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """The clips of a batch at the levels of Table 4a that can be scored.
 
         Raises:
             ValueError: If the batch holds no clips.
         """
         if not isinstance(batch, ClipBatch):
             raise ValueError("test compares with real clips: set data.latents to null")
+        return self._rebuilt(batch) if self.judge is None else self._levels(batch)
+
+    def on_test_batch_end(
+        self, outputs: Any, batch: ClipBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Score what ``test_step`` made; here, because here no mixed precision is in force."""
         name = self.test_names[dataloader_idx]
-        samples = self.samples[name]
-        clips = self._rebuilt(batch) if self.judge is None else self._levels(batch)
-        with torch.autocast(self.device.type, enabled=False):
-            self.scoreboard.update(name, clips, cast(Condition, batch.condition))
+        samples, clips = self.samples[name], cast("dict[str, Tensor]", outputs)
+        self.scoreboard.update(name, clips, cast(Condition, batch.condition))
         if self.judge is None:  # nobody scores generated clips: make those of the sheet alone
             batch = _select(batch, torch.as_tensor(batch.index) < samples.num)
-            clips = self._levels(batch) if len(batch.clip) else {}
-        if clips:
-            index = torch.as_tensor(batch.index)
-            samples.add(index, cast(Condition, batch.condition), clips)
+            if not len(batch.clip):
+                return
+            with self.trainer.precision_plugin.test_step_context():
+                clips = self._levels(batch)
+        index = torch.as_tensor(batch.index)
+        samples.add(index, cast(Condition, batch.condition), clips)
 
     def on_test_epoch_end(self) -> None:
         """Join the scores of all processes; the first writes the report and the sheets."""
-        report = Report(self._settings(), self.scoreboard.scores())
+        scores = self.scoreboard.scores()
+        counts = {name: levels[RECONSTRUCTION]["psnr"].n for name, levels in scores.items()}
+        report = Report({**self._settings(), "clips": counts}, scores)
         for samples in self.samples.values():
             samples.gather()
         if not self.trainer.is_global_zero:

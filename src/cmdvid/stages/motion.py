@@ -92,7 +92,7 @@ class MotionStage(LightningModule):
         describe_diffusion(checkpoint, "motion", self.diffusion, self.latents)
 
     def configure_optimizers(self) -> Any:
-        return configure(self.diffusion.parameters(), self.optimizer, self.lr_scheduler)
+        return configure(self.diffusion, self.optimizer, self.lr_scheduler)
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None

@@ -40,7 +40,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_network(checkpoint: Mapping[str, Any], name: str, *, source: str | Path) -> nn.Module:
+def load_network(checkpoint: Mapping[str, Any], name: str, *, source: str | Path) -> Any:
     """Rebuild one network of a checkpoint with its trained weights, frozen and in eval mode.
 
     Raises:

@@ -9,12 +9,22 @@ from torch.nn.utils import clip_grad_norm_
 
 
 def configure(
-    parameters: Iterable[nn.Parameter],
+    network: nn.Module,
     optimizer: OptimizerCallable,
     lr_scheduler: LRSchedulerCallable | None,
 ) -> Any:
-    """Lightning's optimizer configuration; a schedule counts optimizer steps, not epochs."""
-    built = optimizer([p for p in parameters if p.requires_grad])
+    """Lightning's optimizer configuration; a schedule counts optimizer steps, not epochs.
+
+    Tables of embeddings are marked for optimizers that treat matrices in a way of their own and
+    leave others to a fallback, as Muon does; the rest ignore the mark.
+    """
+    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) not in tables]},
+        {"params": [p for p in trained if id(p) in tables], "use_fallback": True},
+    ]
+    built = optimizer([group for group in groups if group["params"]])
     if lr_scheduler is None:
         return built
     schedule = {"scheduler": lr_scheduler(built), "interval": "step"}

@@ -1,0 +1,52 @@
+import torch
+from cmdvid.optim import Muon
+from torch import nn
+
+from cmdvid.stages.optimization import clip, configure
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(5, 4)
+        self.map = nn.Linear(4, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+
+def test_only_what_is_trained_is_optimised_and_schedules_count_steps():
+    network = Network()
+    built = configure(
+        network,
+        lambda groups: torch.optim.Adam(groups, lr=1.0),
+        lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer),
+    )
+    groups = built["optimizer"].param_groups
+    parameters = {id(p) for group in groups for p in group["params"]}
+    assert parameters == {id(p) for p in (network.words.weight, *network.map.parameters())}
+    assert built["lr_scheduler"]["interval"] == "step"
+
+
+def test_matrices_are_orthogonalised_and_embeddings_are_not():
+    """Muon moves a matrix along all directions alike; a table moves only where it was read."""
+    network = Network()
+    optimizer = configure(network, lambda groups: Muon(groups, lr=0.1), None)
+    before = network.words.weight.clone(), network.map.weight.clone()
+    network.words(torch.tensor([1])).square().sum().backward()
+    network.map.weight.grad = torch.diag(torch.tensor([1.0, 0.3, 0.1, 0.03]))
+    optimizer.step()
+    moved = network.words.weight - before[0]
+    assert moved[1].abs().min() > 0
+    assert moved[[0, 2, 3, 4]].abs().max() == 0
+    largest, *_, smallest = torch.linalg.svdvals(network.map.weight - before[1])
+    assert smallest / largest > 0.3
+
+
+def test_gradients_are_clipped_to_the_norm_or_left_alone():
+    network = Network()
+    for parameter in network.map.parameters():
+        parameter.grad = torch.full_like(parameter, 10.0)
+    clip(network.map.parameters(), None)
+    assert network.map.weight.grad.max() == 10
+    clip(network.map.parameters(), 1.0)
+    total = sum(p.grad.square().sum() for p in network.map.parameters())
+    torch.testing.assert_close(total, torch.tensor(1.0), atol=1e-3, rtol=0)

@@ -1,0 +1,197 @@
+"""Video files to scored clips by the real command line, at the smallest size that runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmdvid.__main__ import main
+from cmdvid.data.latents import LatentDataset, read_manifest
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SMALL_AE = {"width": 16, "depth": 1, "num_heads": 2}
+SMALL_DIT = {"width": 32, "depth": 1, "num_heads": 4}
+
+
+def overrides(prefix: str, values: dict) -> list[str]:
+    return [word for key, value in values.items() for word in (f"{prefix}.{key}", str(value))]
+
+
+def stage(name: str, run: Path, steps: int, **trainer: object) -> list[str]:
+    """The shipped configuration of a stage, made tiny."""
+    folder = {"ae": "autoencoder"}.get(name, name)
+    settings = {
+        "max_steps": steps,
+        "val_check_interval": 2,
+        "limit_val_batches": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "default_root_dir": run / folder,
+    } | trainer
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    callback["init_args"] = {"dirpath": str(run / folder), "save_last": True, "save_top_k": 0}
+    words = ["fit", "--config", str(CONFIGS / f"{name}_shapes.yaml")]
+    words += overrides("--trainer", settings)
+    words += ["--trainer.callbacks", json.dumps([callback])]
+    words += ["--model.init_args.lr_scheduler", "null"]
+    if name == "ae":
+        words += overrides("--model.init_args.autoencoder.init_args", SMALL_AE)
+        words += ["--model.init_args.statistics_clips", "8"]
+        words += ["--data.train.init_args.csv", str(run / "data/train.csv")]
+        words += ["--data.val.init_args.csv", str(run / "data/val.csv")]
+        return words
+    denoiser = "--model.init_args.diffusion.init_args.denoiser.init_args"
+    words += overrides(denoiser, SMALL_DIT)
+    words += ["--model.init_args.autoencoder_ckpt", str(run / "autoencoder/last.ckpt")]
+    words += ["--data.latents", str(run / "latents"), "--data.batch_size", "4"]
+    return words
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A whole run: data, three stages, and the pipeline."""
+    run = tmp_path_factory.mktemp("run")
+    counts = ["--num-videos", "12", "--val-videos", "4", "--heldout-videos", "4"]
+    size = ["--num-frames", "4", "--image-size", "[32,48]"]
+    main(["shapes", "--out", str(run / "data"), *counts, *size])
+    size = ["--data.spec.num_frames", "4", "--data.spec.image_size", "[24,32]"]
+    main([*stage("ae", run, 4), *size])
+    autoencoder = str(run / "autoencoder/last.ckpt")
+    main(["encode", "--ckpt", autoencoder, "--out", str(run / "latents")])
+    main(stage("content", run, 4))
+    main(stage("motion", run, 4))
+    export(run, run / "pipeline")
+    return run
+
+
+def export(run: Path, out: Path, *words: str) -> None:
+    content, motion = (str(run / part / "last.ckpt") for part in ("content", "motion"))
+    main(["export", "--content", content, "--motion", motion, "--out", str(out), *words])
+
+
+def test_latents_have_unit_variance_and_know_their_autoencoder(run):
+    dataset = LatentDataset(run / "latents/train")
+    assert len(dataset) == 12
+    latents = [dataset[0, i].latent for i in range(12)]
+    for part in ("content", "motion"):
+        values = torch.stack([getattr(latent, part) for latent in latents])
+        assert values.mean().abs() < 0.3
+        assert 0.7 < values.std() < 1.3
+    assert len(read_manifest(run / "latents")["autoencoder"]) == 64
+
+
+def test_prompts_become_videos(run, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle moving left\na blue square moving up\n")
+    words = ["predict", "--ckpt", str(run / "pipeline"), "--num_inference_steps", "2"]
+    main([*words, "--prompts", str(prompts), "--out", str(tmp_path / "out")])
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.mp4"))
+    assert "contact_sheet.mp4" in names
+    assert any(name.startswith("000001-a-blue-square") for name in names)
+    assert (tmp_path / "out/contact_sheet.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("part", "suffix"), [("autoencoder", ".mp4"), ("content", ".png")])
+def test_predict_from_a_checkpoint_alone(run, tmp_path, part, suffix):
+    """Reconstructions from an autoencoder's, content frames from a content checkpoint."""
+    words = ["predict", "--ckpt", str(run / part / "last.ckpt"), "--out", str(tmp_path)]
+    if part == "content":
+        index = {"class_path": "cmdvid.data.index.WebVid"}
+        index["init_args"] = {"csv": str(run / "data/val.csv")}
+        words += ["--data.predict", json.dumps(index), "--data.spec.num_frames", "4"]
+        words += ["--data.spec.image_size", "[24,32]"]
+        words += ["--model.init_args.num_inference_steps", "2"]
+    main(words)
+    assert len(list(tmp_path.glob(f"00000?-*{suffix}"))) == 4
+
+
+def test_the_report_names_every_level(run, tmp_path):
+    words = ["test", "--config", str(CONFIGS / "generate_shapes.yaml")]
+    words += ["--model.init_args.pipeline", str(run / "pipeline")]
+    words += ["--model.init_args.num_inference_steps", "2"]
+    words += ["--model.init_args.report", str(tmp_path)]
+    words += ["--data.spec.num_frames", "4", "--data.spec.image_size", "[24,32]"]
+    words += ["--data.test.seen.init_args.csv", str(run / "data/val.csv")]
+    words += ["--data.test.held-out.init_args.csv", str(run / "data/heldout.csv")]
+    main([*words, "--trainer.default_root_dir", str(tmp_path)])
+    report = (tmp_path / "report.md").read_text()
+    for level in ("real", "reconstruction", "motion given content", "generated"):
+        assert report.count(f" {level} ") == 2, level
+    assert json.loads((tmp_path / "report.json").read_text())
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(run, tmp_path):
+    """Stopped in mid-epoch, it goes on with the next sample, its averages and its optimizer."""
+    checkpoints = []
+    for name, legs in (("whole", [5]), ("stopped", [2, 5])):
+        folder, words = tmp_path / name, []
+        for steps in legs:
+            args = stage("content", run, steps, default_root_dir=folder)
+            at = args.index("--trainer.callbacks") + 1
+            args[at] = args[at].replace(str(run / "content"), str(folder))
+            main([*args, *words])
+            words = ["--ckpt", str(folder / "last.ckpt")]
+        checkpoints.append(torch.load(folder / "last.ckpt", weights_only=True)["state_dict"])
+    whole, stopped = checkpoints
+    assert stopped["diffusion.ema.n_averaged"] == whole["diffusion.ema.n_averaged"] == 5
+    # Noise is drawn anew after the stop: the weights agree in what was seen, not bit for bit.
+    for key, value in whole.items():
+        torch.testing.assert_close(stopped[key], value, atol=0.02, rtol=0.1, msg=key)
+
+
+def test_stages_of_different_autoencoders_do_not_join(run, tmp_path, capsys):
+    other = stage("ae", run, 2)
+    at = other.index("--trainer.callbacks") + 1
+    other[at] = other[at].replace(str(run / "autoencoder"), str(tmp_path))
+    main([*other, "--data.spec.num_frames", "4", "--data.spec.image_size", "[24,32]"])
+    with pytest.raises(SystemExit):
+        export(run, tmp_path / "pipeline", "--autoencoder", str(tmp_path / "last.ckpt"))
+    assert "all stages must share one autoencoder" in capsys.readouterr().err
+
+
+def test_interrupting_leaves_a_usable_checkpoint(run, tmp_path):
+    words = stage("motion", run, 100_000, default_root_dir=tmp_path)
+    at = words.index("--trainer.callbacks") + 1
+    callback = json.loads(words[at])[0]
+    callback["init_args"] |= {"dirpath": str(tmp_path), "save_on_exception": True}
+    words[at] = json.dumps([callback])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cmdvid", *words, "--trainer.limit_val_batches", "0",
+         "--trainer.logger", "lightning.pytorch.loggers.CSVLogger",
+         "--trainer.logger.save_dir", str(tmp_path), "--trainer.log_every_n_steps", "1",
+         "--trainer.logger.flush_logs_every_n_steps", "1"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.rglob("metrics.csv")) and time.monotonic() < deadline:
+        assert process.poll() is None, "training ended by itself"
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] > 0
+    assert "motion_denoiser" in saved["networks"]
+
+
+@pytest.mark.ddp
+def test_two_processes_train_one_model(run, tmp_path):
+    words = stage("content", run, 2, default_root_dir=tmp_path)
+    at = words.index("--trainer.callbacks") + 1
+    words[at] = words[at].replace(str(run / "content"), str(tmp_path))
+    words += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "cmdvid", *words, "--trainer.accelerator", "cpu"],
+        env=environment, check=True, timeout=240, capture_output=True,
+    )  # fmt: skip
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
