@@ -32,7 +32,8 @@ $(READY): pyproject.toml
 overlay = --config configs/$(1)_shapes.yaml $(if $(FAST),--config configs/demo_fast/$(1)_shapes.yaml)
 place   = --trainer.default_root_dir $(RUN)/$(1) --trainer.callbacks.dirpath $(RUN)/$(1)
 latents = --model.autoencoder_ckpt $(RUN)/autoencoder/last.ckpt --data.latents $(RUN)/latents
-own     = --data.$(1) cmdvid.data.own.OwnVideos --data.$(1).root '$(DATA)' --data.$(1).split $(1)
+own     = --data.$(1) cmdvid.data.own.OwnVideos --data.$(1).root '$(DATA)' --data.$(1).split $(1) \
+  --data.$(1).val_share 0.2
 ifdef DATA
 # many windows of each video; and with nobody to judge generated clips, reconstruction is scored
 TRAIN  := $(call own,train) --data.train.min_clips 512 $(call own,val)
@@ -44,7 +45,7 @@ TRAIN  := --data.train.csv $(RUN)/data/train.csv --data.val.csv $(RUN)/data/val.
 SCORE  := --data.test.seen.csv $(RUN)/data/val.csv --data.test.heldout.csv $(RUN)/data/heldout.csv
 SAMPLE := $(SCORE) --prompts configs/demo_prompts.txt
 SHEET  := $(RUN)/eval/contact_sheet-seen.png
-VIDEOS := --num-videos $(if $(FAST),1024 --val-videos 64 --heldout-videos 64,6144)
+VIDEOS := --num-videos $(if $(FAST),1024 --val-videos 64 --heldout-videos 64,3072 --val-videos 256 --heldout-videos 256)
 endif
 GENERATE = $(call overlay,generate) --ckpt $(RUN)/pipeline --trainer.default_root_dir $(RUN)
 
@@ -53,8 +54,14 @@ demo: setup  ## train, generate and score on the shapes (FAST=1) or on your vide
 	$(CMDVID) fit $(call overlay,ae) $(call place,autoencoder) $(TRAIN)
 	rm -rf $(RUN)/latents
 	$(CMDVID) encode --ckpt $(RUN)/autoencoder/last.ckpt --data.batch_size 64 --out $(RUN)/latents
-	$(CMDVID) fit $(call overlay,content) $(call place,content) $(latents)
-	$(CMDVID) fit $(call overlay,motion) $(call place,motion) $(latents)
+	@echo 'content and motion train side by side, a core each; content writes to $(RUN)/content.log'
+	@export OMP_NUM_THREADS=1; \
+	$(CMDVID) fit $(call overlay,content) $(call place,content) $(latents) \
+	  --trainer.enable_progress_bar false > $(RUN)/content.log 2>&1 & content=$$!; \
+	trap 'kill $$content' INT TERM; \
+	$(CMDVID) fit $(call overlay,motion) $(call place,motion) $(latents) \
+	  || { kill $$content; exit 1; }; \
+	wait $$content || { tail -n 20 $(RUN)/content.log; exit 1; }
 	$(CMDVID) export --content $(RUN)/content/last.ckpt --motion $(RUN)/motion/last.ckpt \
 	  --out $(RUN)/pipeline
 	$(CMDVID) predict $(GENERATE) $(SAMPLE) --out $(RUN)/videos

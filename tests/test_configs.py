@@ -40,6 +40,8 @@ def test_a_config_parses_and_says_its_stage(path, capsys, monkeypatch):
     stage = STAGES[path.stem.split("_")[0]]
     assert settings["model"]["class_path"].rsplit(".", 1)[1] == stage
     assert settings["trainer"]["use_distributed_sampler"] is False  # our samplers do it
+    data = settings["data"]
+    assert data["test"] if stage == "GenerationStage" else data["train"] or data["latents"]
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ from cmdvid.data.latents import LatentDataset, read_manifest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL_AE = {"width": 16, "depth": 1, "num_heads": 2}
-SMALL_DIT = {"width": 32, "depth": 1, "num_heads": 4}
+SMALL = {"content": {"widths": "[24,24]"}, "motion": {"width": 32, "depth": 1, "num_heads": 4}}
 
 
 def overrides(prefix: str, values: dict) -> list[str]:
@@ -48,7 +48,7 @@ def stage(name: str, run: Path, steps: int, **trainer: object) -> list[str]:
         words += ["--data.val.init_args.csv", str(run / "data/val.csv")]
         return words
     denoiser = "--model.init_args.diffusion.init_args.denoiser.init_args"
-    words += overrides(denoiser, SMALL_DIT)
+    words += overrides(denoiser, SMALL[name])
     words += ["--model.init_args.autoencoder_ckpt", str(run / "autoencoder/last.ckpt")]
     words += ["--data.latents", str(run / "latents"), "--data.batch_size", "4"]
     return words
@@ -146,14 +146,35 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(run, tmp_path):
         torch.testing.assert_close(stopped[key], value, atol=0.02, rtol=0.1, msg=key)
 
 
-def test_stages_of_different_autoencoders_do_not_join(run, tmp_path, capsys):
-    other = stage("ae", run, 2)
-    at = other.index("--trainer.callbacks") + 1
-    other[at] = other[at].replace(str(run / "autoencoder"), str(tmp_path))
-    main([*other, "--data.spec.num_frames", "4", "--data.spec.image_size", "[24,32]"])
+@pytest.fixture(scope="module")
+def other_autoencoder(run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("other")
+    words = stage("ae", run, 2)
+    at = words.index("--trainer.callbacks") + 1
+    words[at] = words[at].replace(str(run / "autoencoder"), str(folder))
+    main([*words, "--data.spec.num_frames", "4", "--data.spec.image_size", "[24,32]"])
+    return folder / "last.ckpt"
+
+
+def test_stages_of_different_autoencoders_do_not_join(run, other_autoencoder, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        export(run, tmp_path / "pipeline", "--autoencoder", str(tmp_path / "last.ckpt"))
+        export(run, tmp_path / "pipeline", "--autoencoder", str(other_autoencoder))
     assert "all stages must share one autoencoder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["content", "motion"])
+def test_latents_of_another_autoencoder_are_refused(
+    run, other_autoencoder, tmp_path, capsys, name
+):
+    words = stage(name, run, 2, default_root_dir=tmp_path)
+    at = words.index("--model.init_args.autoencoder_ckpt") + 1
+    words[at] = str(other_autoencoder)
+    with pytest.raises(SystemExit):
+        main(words)
+    message = capsys.readouterr().err
+    for part in (run / "latents", run / "autoencoder/last.ckpt", other_autoencoder):
+        assert str(part) in message
+    assert f"`cmdvid encode --ckpt {other_autoencoder}" in message
 
 
 def test_interrupting_leaves_a_usable_checkpoint(run, tmp_path):

@@ -52,7 +52,8 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
     ):
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps}
-        super().__init__(params, defaults | {"use_fallback": False})
+        # "fused": so that torch brings a saved "step" back to where the fused kernel reads it
+        super().__init__(params, defaults | {"use_fallback": False, "fused": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -63,7 +64,7 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             learning = [p for p in group["params"] if p.grad is not None]
-            is_matrix = [p.ndim == 2 and not group["use_fallback"] for p in learning]
+            is_matrix = [p.ndim > 1 and not group["use_fallback"] for p in learning]
             for p in (p for p, matrix in zip(learning, is_matrix, strict=True) if matrix):
                 self._step_matrix(p, group)
             self._step_others(
@@ -77,8 +78,8 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(p)
         average = state["momentum"].lerp_(p.grad, 1 - momentum)
-        update = orthogonalize(p.grad.lerp(average, momentum))
-        p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+        update = orthogonalize(p.grad.lerp(average, momentum).flatten(1))  # filters are matrices
+        p.add_(update.view_as(p), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
 
     def _step_others(self, params: list[Tensor], group: dict[str, Any]) -> None:
         if not params:
@@ -91,7 +92,8 @@ class Muon(torch.optim.Optimizer):
         adam(
             params,
             [p.grad for p in params if p.grad is not None],
-            *([self.state[p][key] for p in params] for key in ("mean", "square")),
+            [self.state[p]["mean"] for p in params],
+            [self.state[p]["square"] for p in params],
             [],
             [self.state[p]["step"] for p in params],
             fused=True,

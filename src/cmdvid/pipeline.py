@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -16,6 +16,7 @@ from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.models.codecs import PixelCodec
 from cmdvid.models.conditioning import LabelConditioner, TextConditioner, null_condition
 from cmdvid.models.content_dit import ContentDiT
+from cmdvid.models.content_unet import ContentUNet
 from cmdvid.models.diffusion import guided_sample, seeded_noise
 from cmdvid.models.motion_dit import MotionDiT
 from cmdvid.types import Condition, VideoLatent
@@ -56,7 +57,7 @@ class CMDPipeline(DiffusionPipeline):
         self,
         autoencoder: Autoencoder,
         codec: PixelCodec,
-        content_denoiser: ContentDiT,
+        content_denoiser: ContentDiT | ContentUNet,
         content_conditioner: Conditioner,
         content_scheduler: SchedulerMixin,
         motion_denoiser: MotionDiT,
@@ -112,9 +113,8 @@ class CMDPipeline(DiffusionPipeline):
         noise = self._noise("content", generators)
         motion_noise = self._noise("motion", generators)
         steps = motion_inference_steps or num_inference_steps
-        with self.progress_bar(
-            total=(num_inference_steps if content is None else 0) + steps
-        ) as bar:
+        total = steps + (num_inference_steps if content is None else 0)
+        with cast(Any, self).progress_bar(total=total) as bar:
             sample = self._sampler(condition, negative_prompt, guidance_scale, bar.update)
             if content is None:
                 content = sample("content", noise, num_inference_steps)
@@ -198,16 +198,17 @@ def export_pipeline(*, content: str, motion: str, out: str, autoencoder: str | N
 
     paths = {"content": content, "motion": motion}
     checkpoints = {part: read_checkpoint(path) for part, path in paths.items()}
-    origins = {part: checkpoint.get("autoencoder") for part, checkpoint in checkpoints.items()}
-    for part, origin in origins.items():
-        if origin is None:
+    for part, checkpoint in checkpoints.items():
+        if "autoencoder" not in checkpoint:
             raise ValueError(f"{paths[part]}: not a checkpoint of the {part} stage")
-    frozen = FrozenAutoencoder(autoencoder or origins["content"]["ckpt"])
-    for part, origin in origins.items():
+    ckpt = autoencoder or checkpoints["content"]["autoencoder"]["ckpt"]
+    frozen = FrozenAutoencoder(ckpt)
+    for part, checkpoint in checkpoints.items():
+        origin = checkpoint["autoencoder"]
         if origin["fingerprint"] != frozen.fingerprint:
             raise ValueError(
                 f"{paths[part]}: trained on the autoencoder {origin['fingerprint'][:12]} "
-                f"({origin['ckpt']}), but {autoencoder or origins['content']['ckpt']} holds "
+                f"({origin['ckpt']}), but {ckpt} holds "
                 f"{frozen.fingerprint[:12]}; all stages must share one autoencoder"
             )
     parts = {

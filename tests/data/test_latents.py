@@ -46,6 +46,14 @@ def test_batches_collate_with_and_without_workers(tmp_path, num_workers):
     assert list(batch.condition) == [f"clip {i}" for i in range(4)]
 
 
+def test_a_bare_row_is_that_of_any_epoch(tmp_path):
+    """Lightning's overfit_batches replaces the sampler by one of bare rows."""
+    write(tmp_path, latents(3))
+    dataset = LatentDataset(tmp_path)
+    assert torch.equal(dataset[1].latent.motion, dataset[7, 1].latent.motion)
+    assert dataset[1].index == 1
+
+
 def test_labels_come_back_as_labels(tmp_path):
     batch = latents(2)._replace(condition=torch.tensor([5, 7]))
     write(tmp_path, batch)

@@ -224,6 +224,16 @@ def test_words_are_checked_before_anything_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "least"),
+    [("num_videos", 0), ("val_videos", 0), ("heldout_videos", 0), ("fps", 1)],
+)
+def test_numbers_too_small_are_refused_by_name(tmp_path, option, least):
+    with pytest.raises(ValueError, match=f"{option} must be at least {least}, got -3"):
+        write_shapes(tmp_path / "out", **(SMALL | {option: -3}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_splits_are_balanced(tmp_path):
     sizes = {"num_videos": 48, "val_videos": 0, "heldout_videos": 0, "num_frames": 2}
     write_shapes(

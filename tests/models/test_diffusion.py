@@ -77,7 +77,7 @@ def test_every_scheduler_removes_known_noise(scheduler):
     assert (sample - answer).abs().mean() < 0.05
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_loss_is_zero_for_a_perfect_prediction(prediction_type):
     scheduler = DDIMScheduler(prediction_type=prediction_type)
     x = torch.randn(4, 3, 4, 6)
@@ -87,7 +87,7 @@ def test_loss_is_zero_for_a_perfect_prediction(prediction_type):
             a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
             noise = (noisy - a.sqrt() * x) / (1 - a).sqrt()
             velocity = a.sqrt() * noise - (1 - a).sqrt() * x
-            return noise if prediction_type == "epsilon" else velocity
+            return {"epsilon": noise, "v_prediction": velocity, "sample": x}[prediction_type]
 
     conditioner = LabelConditioner(3)
     diffusion = Diffusion(Perfect(), conditioner=conditioner, scheduler=scheduler)
@@ -106,6 +106,24 @@ def test_min_snr_weights_fall_with_the_signal():
     snr = diffusion.scheduler.alphas_cumprod / (1 - diffusion.scheduler.alphas_cumprod)
     torch.testing.assert_close(weights[0], 5 / snr[5])
     torch.testing.assert_close(weights[2], torch.tensor(1.0))
+
+
+def test_a_predicted_sample_is_weighted_as_its_velocity_would_be_at_most_tenfold():
+    scheduler = DDIMScheduler(prediction_type="sample")
+    steps = torch.tensor([5, 200, 500, 999])
+    snr = (scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))[steps]
+    assert snr[0] > 9 > snr[1]  # the limit is met in both directions
+
+    class Wrong(torch.nn.Module):
+        def forward(self, noisy, t, condition):
+            return torch.full_like(noisy, 2.0)
+
+    diffusion = Diffusion(Wrong(), conditioner=LabelConditioner(1), scheduler=scheduler)
+    expected = torch.tensor([min(ratio + 1, 10) for ratio in snr.tolist()])
+    torch.testing.assert_close(diffusion._weights(steps), expected)
+    diffusion._random_steps = lambda x: steps
+    loss = diffusion.loss(torch.zeros(4, 3, 4, 6), torch.zeros(4, dtype=torch.long))
+    torch.testing.assert_close(loss, 2.0**2 * expected.mean())
 
 
 def test_steps_cover_all_of_time_in_every_batch(diffusion):
@@ -172,11 +190,11 @@ def test_context_reaches_the_denoiser():
 
 
 def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(ValueError, match="must be 'epsilon' or 'v_prediction', got 'sample'"):
+    with pytest.raises(ValueError, match=r"must be 'epsilon', .* or 'sample', got 'flow_pred"):
         Diffusion(
             Toy(),
             conditioner=LabelConditioner(1),
-            scheduler=DDIMScheduler(prediction_type="sample"),
+            scheduler=DDIMScheduler(prediction_type="flow_prediction"),
         )
     with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
         guided_sample(

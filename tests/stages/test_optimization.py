@@ -1,7 +1,7 @@
 import torch
-from cmdvid.optim import Muon
 from torch import nn
 
+from cmdvid.optim import Muon
 from cmdvid.stages.optimization import clip, configure
 
 

@@ -39,7 +39,7 @@ class LatentWriter(BasePredictionWriter):
     ) -> None:
         """Save content, motion and index; conditions travel in the shard's metadata."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        labels = prediction.condition
+        labels: Any = prediction.condition
         conditions = labels.tolist() if isinstance(labels, torch.Tensor) else list(labels)
         tensors = {
             "content": prediction.latent.content.contiguous().cpu(),
@@ -100,9 +100,9 @@ class LatentDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> LatentBatch:
-        """Sample ``(epoch, i)``; a cached latent is the same in every epoch."""
-        _, i = key
+    def __getitem__(self, key: tuple[int, int] | int) -> LatentBatch:
+        """Sample ``(epoch, i)``, or a bare ``i``; a cached latent is the same in every epoch."""
+        i = key[1] if isinstance(key, tuple) else key
         number, row = self.rows[i]
         if number not in self._open:
             self._open[number] = safe_open(self.paths[number], framework="pt")

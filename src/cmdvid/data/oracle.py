@@ -20,7 +20,7 @@ from cmdvid.data.segmentation import NOTHING, Segments, angles, residuals, take_
 
 RESIDUAL = 0.08  # four times the worst real frame; a blur by a third of a shape's radius is above
 RADIUS = (3.0, 8.5)  # of a clean shape, in units; rendered ones have 3.2 to 8.3
-CLEAN = 0.99  # share of the frames that must hold one clean shape
+CLEAN = 0.9  # 15 of 16 frames; share of the frames that must hold one clean shape
 TRAVEL = 4.0  # units a shape moves at least, from the first frame to the last
 GROWTH = 0.3  # radius gained from first to last frame, as share of the mean; rendered: 0.6
 BOUNCE = 1.5  # units of standard deviation of height; rendered: 2.4 and more

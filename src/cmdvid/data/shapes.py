@@ -80,9 +80,13 @@ def write_shapes(  # one argument for each option of `cmdvid shapes`, so more th
         free_position: Let paths lie anywhere in the frame, not only near its centre.
 
     Raises:
-        ValueError: If a word is unknown, or if the folder holds a data set of other settings.
+        ValueError: If a word is unknown, a number too small, or the folder holds a data set of
+            other settings.
     """
     settings = {name: value for name, value in locals().items() if name != "out"}
+    for name, least in {"num_videos": 0, "val_videos": 0, "heldout_videos": 0, "fps": 1}.items():
+        if settings[name] < least:
+            raise ValueError(f"{name} must be at least {least}, got {settings[name]}")
     out = Path(out)
     seen, heldout = split_triples(shapes, motions, seed)
     shares = {

@@ -89,6 +89,9 @@ class Autoencoder(ModelMixin, ConfigMixin):
         residual: bool = False,
     ):
         super().__init__()
+        self.channels, self.patch = channels, patch
+        self.bound_motion, self.motion_noise = bound_motion, motion_noise
+        self.middle_bias, self.residual = middle_bias, residual
         pixels = channels * patch**2
         self.encoder_in = nn.Linear(pixels, width)
         self.encoder = TimeSformer(width, depth=depth, num_heads=num_heads)  # f_B
@@ -116,7 +119,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         u = self.encoder(self.encoder_in(self._patches(frames)))
         importance = self._frames(self.importance(u)) + self._middle(frames)
         motion = self.to_motion(project(u))
-        motion = motion.tanh() if self.config.bound_motion else motion
+        motion = motion.tanh() if self.bound_motion else motion
         return VideoLatent(
             content_frame(frames, importance), rearrange(motion, "b l s m -> b m l s")
         )
@@ -128,19 +131,19 @@ class Autoencoder(ModelMixin, ConfigMixin):
             ValueError: If the motion latent does not belong to a content frame of this size.
         """
         content, motion = latent
-        height, width = (side // self.config.patch for side in content.shape[-2:])
+        height, width = (side // self.patch for side in content.shape[-2:])
         if motion.shape[-1] != height + width:
             raise ValueError(
                 f"a content frame of {content.shape[-2]}x{content.shape[-1]} needs a motion latent "
                 f"of {height}+{width} rows and columns, got {motion.shape[-1]}"
             )
-        if self.training and self.config.motion_noise:
-            motion = motion + self.config.motion_noise * torch.randn_like(motion)
+        if self.training and self.motion_noise:
+            motion = motion + self.motion_noise * torch.randn_like(motion)
         image = self.from_content(self._patches(content[:, :, None])[:, 0])  # v^t, Eq. 5
         planes = self.from_motion(rearrange(motion, "b m l s -> b l s m"))  # v^x and v^y, Eq. 5
         rows, columns = planes.split([height, width], dim=2)
         frames = self._frames(self.decoder_out(self.decoder(spread(image, rows, columns))))
-        return frames + content[:, :, None] if self.config.residual else frames
+        return frames + content[:, :, None] if self.residual else frames
 
     def forward(
         self, frames: Float[Tensor, "b c l h w"]
@@ -175,7 +178,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         return self.get_buffer(name).view(-1, *[1] * num_axes)
 
     def _check(self, frames: Tensor) -> None:
-        channels, patch = self.config.channels, self.config.patch
+        channels, patch = self.channels, self.patch
         _, c, _, h, w = frames.shape
         if c != channels or h % patch or w % patch:
             raise ValueError(
@@ -186,12 +189,12 @@ class Autoencoder(ModelMixin, ConfigMixin):
     def _middle(self, frames: Tensor) -> Tensor:
         length = frames.shape[2]
         distance = (torch.arange(length, device=frames.device) - length // 2).abs()
-        return -self.config.middle_bias * distance.to(frames.dtype).view(1, 1, -1, 1, 1)
+        return -self.middle_bias * distance.to(frames.dtype).view(1, 1, -1, 1, 1)
 
     def _patches(self, frames: Tensor) -> Tensor:
-        patch = self.config.patch
-        return rearrange(frames, "b c l (y p) (x q) -> b l y x (c p q)", p=patch, q=patch)
+        p = self.patch
+        return rearrange(frames, "b c l (y p) (x q) -> b l y x (c p q)", p=p, q=p)
 
     def _frames(self, patches: Tensor) -> Tensor:
-        patch = self.config.patch
-        return rearrange(patches, "b l y x (c p q) -> b c l (y p) (x q)", p=patch, q=patch)
+        p = self.patch
+        return rearrange(patches, "b l y x (c p q) -> b c l (y p) (x q)", p=p, q=p)

@@ -23,7 +23,7 @@ class LabelConditioner(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, num_classes: int, *, dim: int = 256):
         super().__init__()
-        self.dim = dim
+        self.num_classes, self.dim = num_classes, dim
         self.embedding = nn.Embedding(num_classes + 1, dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
@@ -38,7 +38,7 @@ class LabelConditioner(ModelMixin, ConfigMixin):
                 f"a LabelConditioner takes class indices, got captions such as {condition[:1]}; "
                 "pick cmdvid.models.conditioning.TextConditioner for captioned data"
             )
-        num_classes = self.config.num_classes
+        num_classes = self.num_classes
         if (
             condition.numel()
             and not 0 <= int(condition.min()) <= int(condition.max()) <= num_classes
@@ -51,7 +51,7 @@ class LabelConditioner(ModelMixin, ConfigMixin):
 
     def nullify(self, condition: Int[Tensor, " b"], where: Bool[Tensor, " b"]) -> Tensor:
         """Replace the chosen conditions by the null condition."""
-        return condition.masked_fill(where.to(condition.device), self.config.num_classes)
+        return condition.masked_fill(where.to(condition.device), self.num_classes)
 
 
 class FrozenTower:
@@ -100,8 +100,8 @@ class TextConditioner(ModelMixin, ConfigMixin):
             tower = _named_tower(model_name, pretrained)
         else:
             tower = _tower(width, {**size, "context_length": context_length})
-        self.dim: int = tower.output_dim
-        self.context_length = min(context_length, tower.context_length)
+        self.dim = cast(int, tower.output_dim)
+        self.context_length = min(context_length, cast(int, tower.context_length))
         self.trainable = pretrained is None
         self.tower = tower if self.trainable else None
         self._frozen = None if self.trainable else FrozenTower(tower.requires_grad_(False).eval())

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cmdvid.models.layers import AdaLNBlock, AdaLNHead, axial_sincos
+from cmdvid.models.layers import AdaLNBlock, AdaLNHead, Stack, axial_sincos
 
 
 class ConditionEmbedding(nn.Module):
@@ -57,12 +57,12 @@ class ContentDiT(ModelMixin, ConfigMixin):
         patch: int = 2,
     ):
         super().__init__()
+        self.patch, self.width = patch, width
         pixels = channels * patch**2
         self.patches_in = nn.Linear(pixels, width)
         self.embedding = ConditionEmbedding(condition_dim, width=width)
-        self.blocks = nn.ModuleList(AdaLNBlock(width, num_heads=num_heads) for _ in range(depth))
+        self.blocks = Stack(AdaLNBlock(width, num_heads=num_heads) for _ in range(depth))
         self.head = AdaLNHead(width, out_features=pixels)
-        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -71,13 +71,13 @@ class ContentDiT(ModelMixin, ConfigMixin):
         condition: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b c h w"]:
         """Predict the noise (or velocity) in a content frame (CMD Eq. 7)."""
-        p = self.config.patch
+        p = self.patch
         patches = rearrange(noisy, "b c (y p) (x q) -> b y x (c p q)", p=p, q=p)
         _, height, width, _ = patches.shape
         x = self.patches_in(rearrange(patches, "b y x d -> b (y x) d"))
-        x = x + image_positions(height, width, p, self.config.width).to(x)
+        x = x + image_positions(height, width, p, self.width).to(x)
         embedding = self.embedding(t, condition)
-        x = run_blocks(self, x, embedding)
+        x = self.blocks(x, embedding)
         return rearrange(
             self.head(x, embedding), "b (y x) (c p q) -> b c (y p) (x q)", y=height, p=p, q=p
         )
@@ -88,15 +88,3 @@ def image_positions(height: int, width: int, patch: int, dim: int) -> Float[Tens
     rows, columns = ((torch.arange(n) + 0.5) * patch for n in (height, width))
     y, x = torch.cartesian_prod(rows, columns).unbind(1)
     return axial_sincos(torch.zeros_like(y), y, x, dim)
-
-
-def run_blocks(
-    model: nn.Module, x: Float[Tensor, "b n d"], embedding: Float[Tensor, "b d"]
-) -> Float[Tensor, "b n d"]:
-    """Run a DiT's blocks, checkpointing activations if diffusers was asked to."""
-    for block in model.blocks:
-        if model.gradient_checkpointing and torch.is_grad_enabled():
-            x = model._gradient_checkpointing_func(block, x, embedding)
-        else:
-            x = block(x, embedding)
-    return x

@@ -15,7 +15,7 @@ from diffusers.training_utils import compute_snr
 from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cmdvid.models.conditioning import null_condition
 from cmdvid.types import Condition
@@ -59,19 +59,19 @@ def guided_sample(
     """
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-    scheduler = cast(Any, copy.deepcopy(scheduler))  # its state belongs to this call alone
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    sampler: Any = copy.deepcopy(scheduler)  # its state belongs to this call alone
+    sampler.set_timesteps(num_inference_steps, device=noise.device)
     guided = guidance_scale != 1.0
     copies = 2 if guided else 1
     embedding = torch.cat([condition, negative]) if guided else condition
     context = {k: torch.cat([v] * copies) for k, v in context.items()}
-    x = noise * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        inputs = scheduler.scale_model_input(torch.cat([x] * copies), t)
+    x = noise * sampler.init_noise_sigma
+    for t in sampler.timesteps:
+        inputs = sampler.scale_model_input(torch.cat([x] * copies), t)
         prediction = denoiser(inputs, t.expand(len(inputs)), embedding, **context)
         if guided:
             prediction = guide(*prediction.chunk(2), guidance_scale)
-        x = scheduler.step(prediction, t, x, return_dict=False)[0]
+        x = sampler.step(prediction, t, x, return_dict=False)[0]
         on_step()
     return x
 
@@ -140,7 +140,7 @@ class Diffusion(nn.Module):
         *,
         num_inference_steps: int,
         guidance_scale: float,
-        **context: Tensor,
+        **context: Any,
     ) -> Float[Tensor, "b ..."]:
         """Sample with the averaged weights and the training scheduler; see guided_sample."""
         denoiser, conditioner = self.averaged
@@ -198,9 +198,9 @@ class Diffusion(nn.Module):
 def _warm_ema(decay: float) -> Callable[..., None]:
     """Exponential average whose decay grows to ``decay``, so early noise is soon forgotten."""
 
-    @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
         n = int(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+        step = get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))
+        step(averaged, current, num_averaged)
 
     return update

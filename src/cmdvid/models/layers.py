@@ -1,10 +1,14 @@
 """The parts that transformers here are made of: attention, rotary and sin-cos positions, blocks."""
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def frequencies(num: int, max_period: float = 10_000.0) -> Float[Tensor, " num"]:
@@ -112,6 +116,29 @@ class AdaLNBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
         x = x + gate1[:, None] * self.attention(modulate(self.norm(x), shift1, scale1))
         return x + gate2[:, None] * self.mlp(modulate(self.norm(x), shift2, scale2))
+
+
+class Stack(nn.ModuleList):
+    """Blocks one after the other, whose activations diffusers can ask to be computed twice.
+
+    Both names for that are its contract for ``enable_gradient_checkpointing()``.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module]):
+        super().__init__(blocks)
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Tensor] = partial(
+            checkpoint, use_reentrant=False
+        )
+
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """Every block gets the last one's result and the same context; the shape stays."""
+        for block in self:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x, *context)
+            else:
+                x = block(x, *context)
+        return x
 
 
 class AdaLNHead(nn.Module):

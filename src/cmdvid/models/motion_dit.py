@@ -9,8 +9,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cmdvid.models.content_dit import ConditionEmbedding, image_positions, run_blocks
-from cmdvid.models.layers import AdaLNBlock, AdaLNHead, axial_sincos
+from cmdvid.models.content_dit import ConditionEmbedding, image_positions
+from cmdvid.models.layers import AdaLNBlock, AdaLNHead, Stack, axial_sincos
 
 
 class MotionGrid(NamedTuple):
@@ -56,13 +56,13 @@ class MotionDiT(ModelMixin, ConfigMixin):
         content_patch: int = 4,
     ):
         super().__init__()
+        self.patch, self.content_patch, self.width = patch, content_patch, width
         self.motion_in = nn.Linear(motion_channels * patch**2, width)
         self.content_in = nn.Linear(channels * content_patch**2, width)
         self.embedding = ConditionEmbedding(condition_dim, width=width)
         self.kind = nn.Parameter(0.02 * torch.randn(3, width))  # rows, columns, content
-        self.blocks = nn.ModuleList(AdaLNBlock(width, num_heads=num_heads) for _ in range(depth))
+        self.blocks = Stack(AdaLNBlock(width, num_heads=num_heads) for _ in range(depth))
         self.head = AdaLNHead(width, out_features=motion_channels * patch**2)
-        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -78,7 +78,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
             ValueError: If motion and content sizes do not belong together or are not divisible
                 by their patches.
         """
-        p = self.config.patch
+        p = self.patch
         grid = self._grid(noisy, content)
         motion = rearrange(noisy, "b m (l p) (s q) -> b (l s) (m p q)", p=p, q=p)
         x = torch.cat([self.motion_in(motion), self._content_tokens(content)], dim=1)
@@ -86,7 +86,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
             [x[:, : motion.shape[1]] + self._positions(grid).to(x), x[:, motion.shape[1] :]], 1
         )
         embedding = self.embedding(t, condition)
-        x = run_blocks(self, x, embedding)[:, : motion.shape[1]]
+        x = self.blocks(x, embedding)[:, : motion.shape[1]]
         return rearrange(
             self.head(x, embedding),
             "b (l s) (m p q) -> b m (l p) (s q)",
@@ -96,17 +96,17 @@ class MotionDiT(ModelMixin, ConfigMixin):
         )
 
     def _content_tokens(self, content: Tensor) -> Tensor:
-        q = self.config.content_patch
+        q = self.content_patch
         patches = rearrange(content, "b c (y p) (x q) -> b y x (c p q)", p=q, q=q)
         _, height, width, _ = patches.shape
-        positions = image_positions(height, width, q, self.config.width).to(content)
+        positions = image_positions(height, width, q, self.width).to(content)
         return (
             self.content_in(rearrange(patches, "b y x d -> b (y x) d")) + positions + self.kind[2]
         )
 
     def _positions(self, grid: MotionGrid) -> Float[Tensor, "n d"]:
         """What each motion token is: its frame, its plane, and its place on that plane's axis."""
-        p = self.config.patch
+        p = self.patch
         frames = (torch.arange(grid.frames // p) + 0.5) * p
         rows, columns = ((torch.arange(n // p) + 0.5) * p * grid.stride for n in grid[1:3])
         y = torch.cat([rows, torch.zeros_like(columns)])
@@ -115,7 +115,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
             [self.kind[:1].expand(len(rows), -1), self.kind[1:2].expand(len(columns), -1)]
         )
         f, s = torch.cartesian_prod(torch.arange(len(frames)), torch.arange(len(y))).unbind(1)
-        place = axial_sincos(frames[f], y[s], x[s], self.config.width)
+        place = axial_sincos(frames[f], y[s], x[s], self.width)
         return place.to(kind) + kind[s]
 
     def _grid(self, motion: Tensor, content: Tensor) -> MotionGrid:
@@ -123,7 +123,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         height, width = content.shape[-2:]
         stride = (height + width) / places
         rows, columns = round(height / stride), round(width / stride)
-        p, q = self.config.patch, self.config.content_patch
+        p, q = self.patch, self.content_patch
         if (
             rows + columns != places
             or frames % p

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cmdvid.models.layers import MLP, Attention, rotary_angles
+from cmdvid.models.layers import MLP, Attention, Stack, rotary_angles
 
 
 class TimeSformerBlock(nn.Module):
@@ -43,24 +43,13 @@ class TimeSformer(nn.Module):
 
     def __init__(self, dim: int, *, depth: int, num_heads: int):
         super().__init__()
-        self.blocks = nn.ModuleList(
-            TimeSformerBlock(dim, num_heads=num_heads) for _ in range(depth)
-        )
+        self.blocks = Stack(TimeSformerBlock(dim, num_heads=num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.head_dim = dim // num_heads
-        # Both names are diffusers' contract for `enable_gradient_checkpointing()`.
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func = None
 
     def forward(self, u: Float[Tensor, "b l y x d"]) -> Float[Tensor, "b l y x d"]:
         """Mix features over time and space; the shape stays."""
-        time_angles, space_angles = self._angles(u)
-        for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                u = self._gradient_checkpointing_func(block, u, time_angles, space_angles)
-            else:
-                u = block(u, time_angles, space_angles)
-        return self.norm(u)
+        return self.norm(self.blocks(u, *self._angles(u)))
 
     def _angles(self, u: Tensor) -> tuple[Tensor, Tensor]:
         _, length, height, width, _ = u.shape

@@ -90,7 +90,7 @@ class AutoencoderStage(LightningModule):
         self._measure_latents()
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
-                self.trainer.save_checkpoint(callback.last_model_path)
+                self.trainer.save_checkpoint(callback.last_model_path, weights_only=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the networks, so that they can be loaded without this stage."""

@@ -42,12 +42,12 @@ def encode(trainer: Trainer, datamodule: Any, *, ckpt: str | None, out: str) -> 
         raise ValueError("encode needs the autoencoder's checkpoint: add --ckpt RUN/last.ckpt")
     frozen = FrozenAutoencoder(ckpt)
     stage = EncodingStage(frozen)
+    callbacks: list[Any] = cast(Any, trainer).callbacks
     for split in ("train", "val"):
-        folder = Path(out) / split
-        writer = LatentWriter(str(folder))
-        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, LatentWriter)]
-        trainer.callbacks.append(writer)
+        writer = LatentWriter(str(Path(out) / split))
+        callbacks.append(writer)
         with torch.inference_mode():
             trainer.predict(stage, datamodule.encode_dataloader(split), return_predictions=False)
+        callbacks.remove(writer)
     if trainer.is_global_zero:
         write_manifest(Path(out), {"autoencoder": frozen.fingerprint, "autoencoder_ckpt": ckpt})

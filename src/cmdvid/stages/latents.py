@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import Any, cast
 
+from cmdvid.data.latents import read_manifest
 from cmdvid.models.diffusion import Diffusion
 from cmdvid.stages.networks import FrozenAutoencoder, describe
 from cmdvid.types import ClipBatch, Condition, LatentBatch, VideoLatent
@@ -23,6 +24,26 @@ class LatentSource:
     def frozen(self) -> FrozenAutoencoder:
         """The autoencoder, outside of every state dict."""
         return FrozenAutoencoder(self.autoencoder_ckpt)
+
+    def check(self, folder: str | None) -> None:
+        """See that cached latents are this autoencoder's.
+
+        Args:
+            folder: The cache; none if clips are encoded as they come.
+
+        Raises:
+            ValueError: If another autoencoder made the cache, or it is not finished.
+        """
+        if folder is None:
+            return
+        manifest = read_manifest(folder)
+        if (origin := manifest["autoencoder"]) != self.frozen.fingerprint:
+            raise ValueError(
+                f"{folder}: latents of the autoencoder {origin[:12]} "
+                f"({manifest['autoencoder_ckpt']}), but {self.autoencoder_ckpt} holds "
+                f"{self.frozen.fingerprint[:12]}: make them anew with `cmdvid encode --ckpt "
+                f"{self.autoencoder_ckpt} --out DIR`, or correct autoencoder_ckpt"
+            )
 
     def __call__(self, batch: ClipBatch | LatentBatch) -> tuple[VideoLatent, Condition]:
         """Latent and condition of a batch; cached ones as they are, clips by encoding them."""

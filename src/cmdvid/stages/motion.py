@@ -42,6 +42,11 @@ class MotionStage(LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
 
+    def setup(self, stage: str) -> None:
+        """Refuse cached latents of another autoencoder; ``predict`` reads none."""
+        if stage != "predict":
+            self.latents.check(getattr(cast(Any, self.trainer).datamodule, "latents", None))
+
     def training_step(self, batch: ClipBatch | LatentBatch) -> Tensor:
         """Denoise motion latents (Eq. 8)."""
         latent, condition = self.latents(batch)

@@ -99,19 +99,23 @@ class FrozenAutoencoder:
     @torch.no_grad()
     def encode(self, clip: Tensor) -> VideoLatent:
         """A clip in [-1, 1] to a latent of unit variance."""
-        autoencoder = self.autoencoder.to(clip.device)
-        frames = self.codec.to(clip.device).encode(clip)
-        return autoencoder.normalize(autoencoder.encode(frames))
+        self._move(clip.device)
+        return self.autoencoder.normalize(self.autoencoder.encode(self.codec.encode(clip)))
 
     @torch.no_grad()
     def decode(self, latent: VideoLatent) -> Tensor:
         """A latent of unit variance to a clip in [-1, 1]."""
-        autoencoder = self.autoencoder.to(latent.content.device)
-        frames = autoencoder.decode(autoencoder.denormalize(latent))
-        return self.codec.to(frames.device).decode(frames)
+        self._move(latent.content.device)
+        return self.codec.decode(self.autoencoder.decode(self.autoencoder.denormalize(latent)))
 
     @torch.no_grad()
     def decode_content(self, latent: VideoLatent) -> Tensor:
         """The content frame of a unit-variance latent as a picture in [-1, 1]."""
-        content = self.autoencoder.to(latent.content.device).denormalize(latent).content
-        return self.codec.to(content.device).decode(content[:, :, None])[:, :, 0]
+        self._move(latent.content.device)
+        content = self.autoencoder.denormalize(latent).content
+        return self.codec.decode(content[:, :, None])[:, :, 0]
+
+    def _move(self, device: torch.device) -> None:
+        """Follow the input: no trainer knows of these networks."""
+        for network in (self.autoencoder, self.codec):
+            cast(nn.Module, network).to(device)
