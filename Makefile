@@ -45,7 +45,7 @@ TRAIN  := --data.train.csv $(RUN)/data/train.csv --data.val.csv $(RUN)/data/val.
 SCORE  := --data.test.seen.csv $(RUN)/data/val.csv --data.test.heldout.csv $(RUN)/data/heldout.csv
 SAMPLE := $(SCORE) --prompts configs/demo_prompts.txt
 SHEET  := $(RUN)/eval/contact_sheet-seen.png
-VIDEOS := --num-videos $(if $(FAST),1024 --val-videos 64 --heldout-videos 64,3072 --val-videos 256 --heldout-videos 256)
+VIDEOS := --num-videos $(if $(FAST),512 --val-videos 64 --heldout-videos 64,3072 --val-videos 256 --heldout-videos 256)
 endif
 GENERATE = $(call overlay,generate) --ckpt $(RUN)/pipeline --trainer.default_root_dir $(RUN)
 

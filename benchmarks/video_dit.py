@@ -8,11 +8,11 @@ average are the code that CMD's own stages use, so what differs is the decomposi
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -22,6 +22,7 @@ from jsonargparse import auto_cli
 from side_by_side import Sampler, count_flops, num_parameters, read_prompts, report
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import BatchSampler, RandomSampler
 from tqdm import tqdm
 
 from cmdvid import CMDPipeline
@@ -37,6 +38,11 @@ from cmdvid.stages.optimization import clip, configure
 from cmdvid.video import ClipSpec
 
 SCHEDULE_STEPS = 1000
+COSINE = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Settings:
         patch: Side of a square patch in pixels.
         batch_size: Clips of a training step.
         lr: Peak of the learning rate, which follows one cycle over the budget.
+        schedule: Of the noise: cosine, or that of one of CMD's two models.
         num_inference_steps: DDIM steps of every model.
         guidance_scale: Of every model; 1 is no guidance.
         seed: Of weights, training and samples.
@@ -70,6 +77,7 @@ class Settings:
     patch: int = 8
     batch_size: int = 32
     lr: float = 4e-3
+    schedule: Literal["cosine", "content", "motion"] = "cosine"
     num_inference_steps: int = 12
     guidance_scale: float = 2.0
     seed: int = 0
@@ -151,12 +159,12 @@ def read_clips(pipe: Any, settings: Settings) -> Clips:
 
 
 def build(pipe: Any, settings: Settings) -> Diffusion:
-    """The baseline: text tower, noise schedule and averaging as in CMD's content model."""
+    """The baseline: text tower and averaging as in CMD's content model."""
     torch.manual_seed(settings.seed)
     conditioner: Any = TextConditioner.from_config(pipe.content_conditioner.config)
-    scheduler: Any = DDIMScheduler.from_config(
-        pipe.content_scheduler.config, prediction_type="sample"
-    )
+    theirs = {"content": pipe.content_scheduler.config, "motion": pipe.motion_scheduler.config}
+    config = theirs.get(settings.schedule, COSINE)
+    scheduler: Any = DDIMScheduler.from_config(config, prediction_type="sample")
     return Diffusion(
         VideoDiT(settings, condition_dim=conditioner.dim, num_frames=pipe.config.motion_shape[1]),
         conditioner=conditioner,
@@ -171,9 +179,10 @@ def train(diffusion: Diffusion, clips: Clips, settings: Settings) -> str:
     schedule = OneCycleLR(  # in steps of the budget, not of the optimizer
         optimizer, settings.lr, SCHEDULE_STEPS, pct_start=0.05, cycle_momentum=False
     )
+    order = RandomSampler(clips.captions, num_samples=10**9)  # epochs without end
     loss, num_steps, start = torch.zeros(()), 0, time.process_time()
     with tqdm(total=round(settings.seconds), desc="train", unit="CPU s") as bar:
-        for rows in batches(len(clips.pixels), settings):
+        for rows in BatchSampler(order, settings.batch_size, drop_last=True):
             spent = time.process_time() - start
             bar.update(min(round(spent), bar.total) - bar.n)
             if spent >= settings.seconds:
@@ -181,7 +190,7 @@ def train(diffusion: Diffusion, clips: Clips, settings: Settings) -> str:
             while schedule.last_epoch < int(SCHEDULE_STEPS * spent / settings.seconds) - 1:
                 schedule.step()
             x = (clips.pixels[rows] / 127.5 - 1 - clips.mean) / clips.std
-            loss = diffusion.loss(x, [clips.captions[i] for i in rows.tolist()])
+            loss = diffusion.loss(x, [clips.captions[i] for i in rows])
             optimizer.zero_grad()
             loss.backward()
             clip(diffusion.parameters(), 1.0)
@@ -193,15 +202,6 @@ def train(diffusion: Diffusion, clips: Clips, settings: Settings) -> str:
         f"{num_steps} steps of {settings.batch_size} in {time.process_time() - start:.0f} CPU "
         f"seconds (decoding {len(clips.pixels)} files not counted), last loss {loss.item():.3f}"
     )
-
-
-def batches(num_clips: int, settings: Settings) -> Iterator[Int[Tensor, " b"]]:
-    """Rows of training steps without end, each epoch in another order."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    size = min(settings.batch_size, num_clips)
-    while True:
-        order = torch.randperm(num_clips, generator=generator)
-        yield from order[: num_clips // size * size].split(size)
 
 
 def both_samplers(

@@ -39,9 +39,11 @@ def test_uniform_importance_gives_the_mean(frames):
     torch.testing.assert_close(content_frame(frames, torch.ones_like(frames)), frames.mean(dim=2))
 
 
-def test_middle_bias_starts_from_the_middle_frame(frames):
-    sharp = Autoencoder(width=32, depth=1, num_heads=4, patch=4, middle_bias=50.0)
-    torch.testing.assert_close(sharp.encode(frames).content, frames[:, :, 2], atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize(("anchor", "frame"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_a_strong_anchor_starts_from_that_frame(frames, anchor, frame):
+    sharp = Autoencoder(width=32, depth=1, num_heads=4, patch=4, anchor=anchor, anchor_bias=50.0)
+    expected = frames[:, :, frame]
+    torch.testing.assert_close(sharp.encode(frames).content, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_projection_is_the_mean_over_the_other_axis_rows_first():

@@ -63,7 +63,8 @@ class Autoencoder(ModelMixin, ConfigMixin):
         bound_motion: Bound the motion latent to [-1, 1] by tanh. Not in the paper.
         motion_noise: Standard deviation of the noise on the motion latent in training, so that
             the decoder forgives the motion model's small errors. Not in the paper.
-        middle_bias: Log-weight that a frame loses for each step away from the middle one before
+        anchor: Where in the clip, from 0 (first frame) to 1 (last), the content frame starts.
+        anchor_bias: Log-weight that a frame loses for each step away from the anchor before
             anything is learned; 0 starts from the plain mean, as the paper does. A positive
             value starts from a sharp frame, which a small content model draws better.
         residual: Let the decoder learn the change from the content frame. Not in the paper.
@@ -85,13 +86,14 @@ class Autoencoder(ModelMixin, ConfigMixin):
         motion_channels: int = 8,
         bound_motion: bool = False,
         motion_noise: float = 0.0,
-        middle_bias: float = 0.0,
+        anchor: float = 0.5,
+        anchor_bias: float = 0.0,
         residual: bool = False,
     ):
         super().__init__()
         self.channels, self.patch = channels, patch
         self.bound_motion, self.motion_noise = bound_motion, motion_noise
-        self.middle_bias, self.residual = middle_bias, residual
+        self.anchor, self.anchor_bias, self.residual = anchor, anchor_bias, residual
         pixels = channels * patch**2
         self.encoder_in = nn.Linear(pixels, width)
         self.encoder = TimeSformer(width, depth=depth, num_heads=num_heads)  # f_B
@@ -117,7 +119,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         """
         self._check(frames)
         u = self.encoder(self.encoder_in(self._patches(frames)))
-        importance = self._frames(self.importance(u)) + self._middle(frames)
+        importance = self._frames(self.importance(u)) + self._anchored(frames)
         motion = self.to_motion(project(u))
         motion = motion.tanh() if self.bound_motion else motion
         return VideoLatent(
@@ -186,10 +188,10 @@ class Autoencoder(ModelMixin, ConfigMixin):
                 f"got {c} channels of {h}x{w}"
             )
 
-    def _middle(self, frames: Tensor) -> Tensor:
-        length = frames.shape[2]
-        distance = (torch.arange(length, device=frames.device) - length // 2).abs()
-        return -self.middle_bias * distance.to(frames.dtype).view(1, 1, -1, 1, 1)
+    def _anchored(self, frames: Tensor) -> Tensor:
+        last = frames.shape[2] - 1
+        distance = (torch.arange(last + 1, device=frames.device) - round(self.anchor * last)).abs()
+        return -self.anchor_bias * distance.to(frames.dtype).view(1, 1, -1, 1, 1)
 
     def _patches(self, frames: Tensor) -> Tensor:
         p = self.patch
