@@ -63,8 +63,12 @@ class CMDPipeline(DiffusionPipeline):
         motion_denoiser: MotionDiT,
         motion_conditioner: Conditioner,
         motion_scheduler: SchedulerMixin,
-        content_shape: Sequence[int] = (3, 64, 64),  # defaults tell diffusers: not a module
-        motion_shape: Sequence[int] = (8, 16, 64),
+        content_shape: list[int] | tuple[int, ...] = (
+            3,
+            64,
+            64,
+        ),  # defaults tell diffusers: not a module
+        motion_shape: list[int] | tuple[int, ...] = (8, 16, 64),
     ):
         super().__init__()
         self.register_modules(
