@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -50,3 +51,19 @@ def test_gradients_are_clipped_to_the_norm_or_left_alone():
     clip(network.map.parameters(), 1.0)
     total = sum(p.grad.square().sum() for p in network.map.parameters())
     torch.testing.assert_close(total, torch.tensor(1.0), atol=1e-3, rtol=0)
+
+
+def test_conditioners_are_a_group_of_their_own_with_their_own_rate():
+    """A schedule gives each group its rate: the text tower learns slower than the denoiser."""
+    network = nn.ModuleDict({"denoiser": nn.Linear(4, 4), "conditioner": nn.Linear(4, 4)})
+    built = configure(
+        network,
+        lambda groups: Muon(groups, lr=0.1),
+        lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=[0.1, 0.01], total_steps=10, cycle_momentum=False
+        ),
+    )
+    denoiser, conditioner = built["optimizer"].param_groups
+    assert [p.shape for p in conditioner["params"]] == [(4, 4), (4,)]
+    assert conditioner["use_fallback"]
+    assert conditioner["lr"] == pytest.approx(denoiser["lr"] / 10)

@@ -15,14 +15,21 @@ def configure(
 ) -> Any:
     """Lightning's optimizer configuration; a schedule counts optimizer steps, not epochs.
 
-    Tables of embeddings are marked for optimizers that treat matrices in a way of their own and
-    leave others to a fallback, as Muon does; the rest ignore the mark.
+    Conditioners and tables of embeddings come as a group of their own, after the rest, marked for
+    optimizers that treat matrices in a way of their own and leave others to a fallback, as Muon
+    does; the rest ignore the mark. Orthogonalised steps have full size however weak the gradient:
+    they wore a text tower down until left and right had the same embedding.
     """
-    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    apart = {
+        id(p)
+        for name, module in network.named_modules()
+        if name == "conditioner" or isinstance(module, nn.Embedding)
+        for p in module.parameters()
+    }
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if id(p) not in tables]},
-        {"params": [p for p in trained if id(p) in tables], "use_fallback": True},
+        {"params": [p for p in trained if id(p) not in apart]},
+        {"params": [p for p in trained if id(p) in apart], "use_fallback": True},
     ]
     built = optimizer([group for group in groups if group["params"]])
     if lr_scheduler is None:
