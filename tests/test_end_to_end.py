@@ -188,13 +188,18 @@ def test_interrupting_leaves_a_usable_checkpoint(run, tmp_path):
          "--trainer.logger.save_dir", str(tmp_path), "--trainer.log_every_n_steps", "1",
          "--trainer.logger.flush_logs_every_n_steps", "1"],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        # a test run in the background of a script ignores SIGINT, and so would this child
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while not list(tmp_path.rglob("metrics.csv")) and time.monotonic() < deadline:
         assert process.poll() is None, "training ended by itself"
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    try:
+        process.wait(timeout=120)
+    finally:
+        process.kill()
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] > 0
     assert "motion_denoiser" in saved["networks"]
