@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cmdvid.models.autoencoder import Autoencoder
-from cmdvid.models.codecs import PixelCodec
+from cmdvid.models.codecs import PixelCodec, decode_content, decode_latent, encode_clip
 from cmdvid.models.conditioning import LabelConditioner, TextConditioner, null_condition
 from cmdvid.models.content_dit import ContentDiT
 from cmdvid.models.content_unet import ContentUNet
@@ -132,21 +132,17 @@ class CMDPipeline(DiffusionPipeline):
             frames = rearrange(frames / 2 + 0.5, "b c l h w -> b l h w c").cpu().numpy()
         return CMDOutput(frames=frames, content=self.decode_content(latent))
 
-    @torch.no_grad()
     def encode(self, clip: Tensor) -> VideoLatent:
         """A clip in [-1, 1] to a latent of unit variance."""
-        return self.autoencoder.normalize(self.autoencoder.encode(self.codec.encode(clip)))
+        return encode_clip(clip, codec=self.codec, autoencoder=self.autoencoder)
 
-    @torch.no_grad()
     def decode(self, latent: VideoLatent) -> Tensor:
         """A latent of unit variance to a clip in [-1, 1]."""
-        return self.codec.decode(self.autoencoder.decode(self.autoencoder.denormalize(latent)))
+        return decode_latent(latent, codec=self.codec, autoencoder=self.autoencoder)
 
-    @torch.no_grad()
     def decode_content(self, latent: VideoLatent) -> Tensor:
         """The content frame of a unit-variance latent as a picture in [-1, 1]."""
-        content = self.autoencoder.denormalize(latent).content
-        return self.codec.decode(content[:, :, None])[:, :, 0]
+        return decode_content(latent, codec=self.codec, autoencoder=self.autoencoder)
 
     def _sampler(
         self,

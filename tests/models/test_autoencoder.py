@@ -22,6 +22,17 @@ def test_content_frame_of_a_still_clip_is_that_frame(autoencoder):
     torch.testing.assert_close(content, frame)
 
 
+def test_centred_motion_of_all_still_clips_is_the_same():
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(width=32, depth=1, num_heads=4, patch=4, center_motion=True).eval()
+    one, other = (
+        autoencoder.encode(torch.rand(1, 3, 1, 8, 12).expand(-1, -1, 4, -1, -1)) for _ in "ab"
+    )
+    torch.testing.assert_close(one.motion, other.motion)
+    moving = autoencoder.encode(torch.rand(1, 3, 4, 8, 12))
+    assert (moving.motion - one.motion).abs().max() > 1e-3
+
+
 def test_content_lies_within_the_range_of_the_frames(autoencoder, frames):
     content = autoencoder.encode(frames).content
     assert (content >= frames.amin(dim=2) - 1e-6).all()

@@ -60,6 +60,9 @@ class Autoencoder(ModelMixin, ConfigMixin):
         num_heads: Attention heads (Table 5: 8).
         patch: Side of a square patch (Table 5: 2).
         motion_channels: Channels D of the motion latent (Table 5: 8).
+        center_motion: Take each feature's mean over time away before Eq. 4, so that the motion
+            latent holds change alone and that of a still clip is the same at every frame. What
+            stands still is left to the content frame. Not in the paper.
         bound_motion: Bound the motion latent to [-1, 1] by tanh. Not in the paper.
         motion_noise: Standard deviation of the noise on the motion latent in training, so that
             the decoder forgives the motion model's small errors. Not in the paper.
@@ -84,6 +87,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         num_heads: int = 8,
         patch: int = 2,
         motion_channels: int = 8,
+        center_motion: bool = False,
         bound_motion: bool = False,
         motion_noise: float = 0.0,
         anchor: float = 0.5,
@@ -92,6 +96,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         self.channels, self.patch = channels, patch
+        self.center_motion = center_motion
         self.bound_motion, self.motion_noise = bound_motion, motion_noise
         self.anchor, self.anchor_bias, self.residual = anchor, anchor_bias, residual
         pixels = channels * patch**2
@@ -120,6 +125,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         self._check(frames)
         u = self.encoder(self.encoder_in(self._patches(frames)))
         importance = self._frames(self.importance(u)) + self._anchored(frames)
+        u = u - u.mean(dim=1, keepdim=True) if self.center_motion else u
         motion = self.to_motion(project(u))
         motion = motion.tanh() if self.bound_motion else motion
         return VideoLatent(

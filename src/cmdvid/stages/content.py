@@ -1,73 +1,25 @@
 """Stage two: diffusion of the content frame (CMD section 3.2, Eq. 7)."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from cmdvid.models.diffusion import Diffusion
-from cmdvid.stages.latents import LatentSource, describe_diffusion
-from cmdvid.stages.optimization import clip, configure
-from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch, VideoLatent
+from cmdvid.stages.diffusion import DiffusionStage
+from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch
 
 
-class ContentStage(LightningModule):
-    """Learn p(content frame | condition).
+class ContentStage(DiffusionStage):
+    """Learn p(content frame | condition); its settings are those of DiffusionStage."""
 
-    Args:
-        diffusion: Denoiser, conditioner and noise schedule.
-        autoencoder_ckpt: Checkpoint of the autoencoder stage.
-        optimizer: Paper: Adam, lr 1e-4, betas (0.9, 0.999), no weight decay.
-        lr_scheduler: Steps once per optimizer step; none in the paper.
-        num_inference_steps: Of previews and ``predict``.
-        guidance_scale: Of previews and ``predict``.
-    """
-
-    def __init__(
-        self,
-        diffusion: Diffusion,
-        *,
-        autoencoder_ckpt: str,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 4.0,
-    ):
-        super().__init__()
-        self.save_hyperparameters(ignore=["diffusion", "optimizer", "lr_scheduler"])
-        self.diffusion = diffusion
-        self.latents = LatentSource(autoencoder_ckpt)
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-
-    def setup(self, stage: str) -> None:
-        """Refuse cached latents of another autoencoder; ``predict`` reads none."""
-        if stage != "predict":
-            self.latents.check(getattr(cast(Any, self.trainer).datamodule, "latents", None))
-
-    def training_step(self, batch: ClipBatch | LatentBatch) -> Tensor:
-        """Denoise content frames (Eq. 7)."""
-        latent, condition = self.latents(batch)
-        loss = self.diffusion.loss(latent.content, condition)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(latent.content))
-        return loss
-
-    def validation_step(self, batch: ClipBatch | LatentBatch) -> None:
-        """The same loss with averaged weights."""
-        latent, condition = self.latents(batch)
-        loss = self.diffusion.ema_loss(latent.content, condition)
-        size = len(latent.content)
-        self.log("val/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+    part = "content"
 
     def predict_step(self, batch: ClipBatch | LatentBatch) -> GeneratedBatch:
         """Content frames generated for the batch's conditions."""
         latent, condition = self.latents(batch)
-        content = self._generate(latent, condition)
         return GeneratedBatch(
             clip=None,
-            content=self.latents.frozen.decode_content(latent._replace(content=content)),
+            content=self.latents.frozen.decode_content(self.generate(latent, condition)),
             condition=condition,
             index=cast(Tensor, batch.index),
             real=batch.clip if isinstance(batch, ClipBatch) else None,
@@ -79,31 +31,8 @@ class ContentStage(LightningModule):
         latent, condition = self.latents(batch)
         frozen = self.latents.frozen
         real = batch.clip if isinstance(batch, ClipBatch) else frozen.decode(latent)
-        generated = latent._replace(content=self._generate(latent, condition))
-        stills = [frozen.decode_content(x)[:, :, None].expand_as(real) for x in (latent, generated)]
-        return {"real": real, "content": stills[0], "generated content": stills[1]}
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then move the averaged weights."""
-        super().optimizer_step(*args, **kwargs)
-        self.diffusion.update_ema()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Describe networks and autoencoder, so that the pipeline can be built from this."""
-        describe_diffusion(checkpoint, "content", self.diffusion, self.latents)
-
-    def configure_optimizers(self) -> Any:
-        return configure(self.diffusion, self.optimizer, self.lr_scheduler)
-
-    def configure_gradient_clipping(
-        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
-    ) -> None:
-        clip(self.diffusion.parameters(), gradient_clip_val)
-
-    def _generate(self, latent: VideoLatent, condition: Any) -> Tensor:
-        return self.diffusion.sample(
-            torch.randn_like(latent.content),
-            condition,
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-        )
+        stills = {"content": latent, "generated content": self.generate(latent, condition)}
+        return {"real": real} | {
+            name: frozen.decode_content(still)[:, :, None].expand_as(real)
+            for name, still in stills.items()
+        }

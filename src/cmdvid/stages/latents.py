@@ -1,11 +1,10 @@
 """Where both diffusion stages get their latents from: a cache, or the frozen autoencoder."""
 
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 from cmdvid.data.latents import read_manifest
-from cmdvid.models.diffusion import Diffusion
-from cmdvid.stages.networks import FrozenAutoencoder, describe
+from cmdvid.stages.networks import FrozenAutoencoder
 from cmdvid.types import ClipBatch, Condition, LatentBatch, VideoLatent
 
 
@@ -50,21 +49,3 @@ class LatentSource:
         latent = batch.latent if isinstance(batch, LatentBatch) else self.frozen.encode(batch.clip)
         self.shapes = {k: list(v.shape[1:]) for k, v in latent._asdict().items()}
         return latent, cast(Condition, batch.condition)
-
-
-def describe_diffusion(
-    checkpoint: dict[str, Any], name: str, diffusion: Diffusion, latents: LatentSource
-) -> None:
-    """Write into a checkpoint what the pipeline needs: averaged networks, latent shapes, origin."""
-    denoiser, conditioner = diffusion.averaged
-    prefix = "diffusion.ema.module"
-    checkpoint["networks"] = {
-        f"{name}_denoiser": describe(prefix=f"{prefix}.0.", network=denoiser),
-        f"{name}_conditioner": describe(prefix=f"{prefix}.1.", network=conditioner),
-        f"{name}_scheduler": describe(prefix="", network=diffusion.scheduler),
-    }
-    checkpoint["autoencoder"] = {
-        "fingerprint": latents.frozen.fingerprint,
-        "ckpt": latents.autoencoder_ckpt,
-    }
-    checkpoint["latent_shapes"] = latents.shapes

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cmdvid.models.autoencoder import Autoencoder
+from cmdvid.models.codecs import decode_content, decode_latent, encode_clip
 from cmdvid.types import VideoLatent
 
 
@@ -96,26 +97,21 @@ class FrozenAutoencoder:
             )
         self.fingerprint = fingerprint(self.autoencoder)
 
-    @torch.no_grad()
     def encode(self, clip: Tensor) -> VideoLatent:
         """A clip in [-1, 1] to a latent of unit variance."""
-        self._move(clip.device)
-        return self.autoencoder.normalize(self.autoencoder.encode(self.codec.encode(clip)))
+        return encode_clip(clip, **self._networks(clip.device))
 
-    @torch.no_grad()
     def decode(self, latent: VideoLatent) -> Tensor:
         """A latent of unit variance to a clip in [-1, 1]."""
-        self._move(latent.content.device)
-        return self.codec.decode(self.autoencoder.decode(self.autoencoder.denormalize(latent)))
+        return decode_latent(latent, **self._networks(latent.content.device))
 
-    @torch.no_grad()
     def decode_content(self, latent: VideoLatent) -> Tensor:
         """The content frame of a unit-variance latent as a picture in [-1, 1]."""
-        self._move(latent.content.device)
-        content = self.autoencoder.denormalize(latent).content
-        return self.codec.decode(content[:, :, None])[:, :, 0]
+        return decode_content(latent, **self._networks(latent.content.device))
 
-    def _move(self, device: torch.device) -> None:
-        """Follow the input: no trainer knows of these networks."""
-        for network in (self.autoencoder, self.codec):
-            cast(nn.Module, network).to(device)
+    def _networks(self, device: torch.device) -> dict[str, Any]:
+        """The networks, where the input is: no trainer knows of them."""
+        return {
+            "codec": cast(nn.Module, self.codec).to(device),
+            "autoencoder": cast(nn.Module, self.autoencoder).to(device),
+        }

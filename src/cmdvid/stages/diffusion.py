@@ -1,0 +1,113 @@
+"""What training the two diffusion models has in common: they differ in tensor and context alone."""
+
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from cmdvid.models.diffusion import Diffusion
+from cmdvid.stages.latents import LatentSource
+from cmdvid.stages.networks import describe
+from cmdvid.stages.optimization import clip, configure
+from cmdvid.types import ClipBatch, Condition, LatentBatch, VideoLatent
+
+
+class DiffusionStage(LightningModule):
+    """Learn one factor of p(motion | content, c) p(content | c), the field ``part`` of a latent.
+
+    The one base class of our own: Lightning finds its hooks on a module itself, so two stages
+    without a common base would hold the same thirty lines twice.
+
+    Args:
+        diffusion: Denoiser, conditioner and noise schedule.
+        autoencoder_ckpt: Checkpoint of the autoencoder stage.
+        optimizer: Paper: Adam, lr 1e-4, betas (0.9, 0.999), no weight decay.
+        lr_scheduler: Steps once per optimizer step; none in the paper.
+        num_inference_steps: Of previews and ``predict`` (paper: 50 content, 100 motion steps).
+        guidance_scale: Of previews and ``predict``.
+    """
+
+    part: str  # of VideoLatent
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        *,
+        autoencoder_ckpt: str,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 4.0,
+    ):
+        super().__init__()
+        self.save_hyperparameters(ignore=["diffusion", "optimizer", "lr_scheduler"])
+        self.diffusion = diffusion
+        self.latents = LatentSource(autoencoder_ckpt)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+
+    def context(self, latent: VideoLatent) -> dict[str, Tensor]:
+        """What the denoiser sees of a latent besides the part that it denoises."""
+        return {}
+
+    def generate(self, latent: VideoLatent, condition: Condition) -> VideoLatent:
+        """The latent with its ``part`` sampled anew for the condition."""
+        noise = torch.randn_like(getattr(latent, self.part))
+        sample = self.diffusion.sample(
+            noise,
+            condition,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            **self.context(latent),
+        )
+        return latent._replace(**{self.part: sample})
+
+    def setup(self, stage: str) -> None:
+        """Refuse cached latents of another autoencoder; ``predict`` reads none."""
+        if stage != "predict":
+            self.latents.check(getattr(cast(Any, self.trainer).datamodule, "latents", None))
+
+    def training_step(self, batch: ClipBatch | LatentBatch) -> Tensor:
+        """The loss of Eq. 2 on this stage's part of the latent."""
+        latent, condition = self.latents(batch)
+        x = getattr(latent, self.part)
+        loss = self.diffusion.loss(x, condition, **self.context(latent))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(x))
+        return loss
+
+    def validation_step(self, batch: ClipBatch | LatentBatch) -> None:
+        """The same loss with averaged weights."""
+        latent, condition = self.latents(batch)
+        x = getattr(latent, self.part)
+        loss = self.diffusion.ema_loss(x, condition, **self.context(latent))
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(x), sync_dist=True)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the averaged weights."""
+        super().optimizer_step(*args, **kwargs)
+        self.diffusion.update_ema()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Describe averaged networks and autoencoder, so that the pipeline can be built of them."""
+        denoiser, conditioner = self.diffusion.averaged
+        prefix = "diffusion.ema.module"
+        checkpoint["networks"] = {
+            f"{self.part}_denoiser": describe(prefix=f"{prefix}.0.", network=denoiser),
+            f"{self.part}_conditioner": describe(prefix=f"{prefix}.1.", network=conditioner),
+            f"{self.part}_scheduler": describe(prefix="", network=self.diffusion.scheduler),
+        }
+        checkpoint["autoencoder"] = {
+            "fingerprint": self.latents.frozen.fingerprint,
+            "ckpt": self.latents.autoencoder_ckpt,
+        }
+        checkpoint["latent_shapes"] = self.latents.shapes
+
+    def configure_optimizers(self) -> Any:
+        return configure(self.diffusion, self.optimizer, self.lr_scheduler)
+
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        clip(self.diffusion.parameters(), gradient_clip_val)
