@@ -177,7 +177,11 @@ def train(diffusion: Diffusion, clips: Clips, settings: Settings) -> str:
     """Train until the CPU seconds are spent; tell what was done."""
     optimizer = configure(diffusion, partial(Muon, lr=settings.lr, betas=(0.9, 0.99)), None)
     schedule = OneCycleLR(  # in steps of the budget, not of the optimizer
-        optimizer, settings.lr, SCHEDULE_STEPS, pct_start=0.05, cycle_momentum=False
+        optimizer,
+        [settings.lr, settings.lr / 10],  # the text tower's tenth, as in CMD's stages
+        SCHEDULE_STEPS,
+        pct_start=0.05,
+        cycle_momentum=False,
     )
     order = RandomSampler(clips.captions, num_samples=10**9)  # epochs without end
     loss, num_steps, start = torch.zeros(()), 0, time.process_time()
