@@ -1,7 +1,10 @@
 """Costs of the paper's networks against independent counts; on the meta device alone."""
 
+from pathlib import Path
+
 import pytest
 
+from cmdvid.__main__ import main
 from cmdvid.profiling import coding_cost, forward_cost, num_parameters, paper_parts, peak_memory
 
 T = 1e12
@@ -46,3 +49,24 @@ def test_parameters(square):
 def test_memory_is_at_least_that_of_the_weights_and_their_copies(square):
     motion = square["motion"]
     assert peak_memory(motion) > 20 * num_parameters(motion.network)
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def options(*names):
+    return [part for name in names for part in ("--config", str(CONFIGS / f"{name}.yaml"))]
+
+
+def test_the_verb_prints_each_stage_and_sampling(capsys):
+    main(["profile", *options("ae_shapes", "content_shapes", "motion_shapes", "generate_shapes")])
+    text = capsys.readouterr().out
+    assert "clips of 16x32x32" in text
+    assert all(f"| {stage} |" in text for stage in ("autoencoder", "content", "motion"))
+    assert "12 content and 12 motion steps, guidance 2 and 2" in text
+
+
+def test_a_config_that_says_nothing_of_sizes_asks_for_that_of_the_autoencoder(capsys):
+    with pytest.raises(SystemExit):
+        main(["profile", *options("content_shapes")])
+    assert "give the autoencoder's config too" in capsys.readouterr().err

@@ -22,7 +22,8 @@ CONVENTION = """\
 FLOPs: real operations, 2 per multiply-accumulate, attention included.
 paper's counting: multiply-accumulates of a forward pass, attention's products left out.
 memory: an estimate of a training step's peak on one device in fp32 (GB = 1e9 bytes); see
-cmdvid.profiling.peak_memory for what it leaves out. No VAE, no frozen text tower."""
+cmdvid.profiling.peak_memory for what it leaves out.
+No codec; a training step is without the encoding of clips that are not cached."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

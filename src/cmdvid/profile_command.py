@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import (
+    ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage]
+    Namespace,
+)
 from lightning.pytorch import LightningModule
 
 from cmdvid.cost_report import CONVENTION, paper_report, sampling_cost, training_table
@@ -74,16 +77,20 @@ def read(file: str) -> Namespace:
 
 
 def build(settings: Namespace) -> Any:
-    """The stage of a config on the meta device, without weights of a pretrained text tower."""
+    """The stage of a config on the meta device; a pretrained text tower is frozen, not read."""
     from cmdvid.cli import Parser
 
     parser = Parser()
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    frozen = False
     for key in list(settings.model.keys()):
-        if key.endswith(".pretrained"):
-            settings.model[key] = None
+        if key.endswith(".pretrained") and settings.model[key]:
+            settings.model[key], frozen = None, True
     with torch.device("meta"):
-        return parser.instantiate_classes(Namespace(model=settings.model)).model
+        built: Any = parser.instantiate_classes(Namespace(model=settings.model))
+    if frozen:
+        built.model.diffusion.conditioner.requires_grad_(False)
+    return built.model
 
 
 def _part(stage: Any, autoencoder: Any, clip: tuple[int, ...], batch_size: int) -> Part | None:

@@ -174,11 +174,12 @@ def _embed(conditioner: Any, num: int) -> Tensor:
 def paper_parts(height: int = 512, width: int = 512) -> dict[str, Part]:
     """The paper's networks for Stable Diffusion 2.1-base at this size in pixels, and ModelScope."""
     h, w = height // 8, width // 8
+    heads: Any = (5, 10, 20, 20)  # diffusers calls it a width, and its type says one number
     with torch.device("meta"):
         autoencoder = Autoencoder(4, gated_mlp=True)  # Table 5
         unet = UNet2DConditionModel(
             **{"block_out_channels": WIDTHS, "cross_attention_dim": 1024, "sample_size": 64},
-            attention_head_dim=(5, 10, 20, 20),
+            attention_head_dim=heads,
             use_linear_projection=True,
         )
         motion = MotionDiT(
