@@ -10,7 +10,7 @@ FAST    :=
 DATA    :=
 RUN     := runs/$(if $(DATA),own,demo)$(if $(FAST),-fast)
 CMDVID  := $(BIN)/cmdvid
-VERBS   := fit validate test predict encode export shapes
+VERBS   := fit validate test predict encode export profile shapes
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

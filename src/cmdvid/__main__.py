@@ -57,6 +57,13 @@ VERBS = {
   --motion PATH          motion checkpoint
   --out DIR              where the pipeline goes""",
     ),
+    "profile": (
+        "Print what stages cost: parameters, operations, memory.",
+        """\
+  --config FILE          a stage's YAML; again for the other stages, one file each. Give that of
+                         the autoencoder among them, for it sets the sizes. Without any: the
+                         paper's setting beside its tables""",
+    ),
     "shapes": (
         "Write the procedural data set: mp4 files and a csv of captions.",
         """\
@@ -69,6 +76,7 @@ VERBS = {
   --seed N               everything follows from it (default: 0)""",
     ),
 }
+MODULES = {"profile": "cmdvid.profile_command"}  # whose main reads its own options
 FUNCTIONS = {  # verbs that are a function and need no Lightning
     "export": ("cmdvid.pipeline", "export_pipeline"),
     "shapes": ("cmdvid.data.shapes", "write_shapes"),
@@ -107,12 +115,14 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(verb: str, argv: list[str]) -> None:
     """Import what the verb needs, and call it."""
+    from importlib import import_module
+
+    if verb in MODULES:
+        return import_module(MODULES[verb]).main(argv[1:])
     if verb not in FUNCTIONS:
         from cmdvid.cli import main as run_stage
 
         return run_stage(argv)
-
-    from importlib import import_module
 
     from jsonargparse import auto_cli
 

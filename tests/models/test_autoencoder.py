@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cmdvid.models.autoencoder import Autoencoder, content_frame, project, spread
+from cmdvid.models.layers import MLP, GatedMLP
 from cmdvid.types import VideoLatent
 
 
@@ -169,3 +170,14 @@ def test_frames_that_do_not_fit_are_refused(autoencoder, frames, message):
 def test_motion_of_another_size_is_refused(autoencoder):
     with pytest.raises(ValueError, match=r"of 2\+3 rows and columns, got 4"):
         autoencoder.decode(VideoLatent(torch.zeros(1, 3, 8, 12), torch.zeros(1, 8, 5, 4)))
+
+
+def test_a_gated_mlp_changes_each_token_by_itself_and_costs_half_more(frames):
+    torch.manual_seed(0)
+    plain, gated = MLP(32), GatedMLP(32)
+    x = torch.rand(2, 5, 32)
+    torch.testing.assert_close(gated(x)[:, :2], gated(x[:, :2]))
+    weights = [sum(p.numel() for p in mlp.parameters() if p.ndim == 2) for mlp in (plain, gated)]
+    assert weights[1] == 1.5 * weights[0]
+    autoencoder = Autoencoder(width=32, depth=1, num_heads=4, patch=4, gated_mlp=True)
+    assert autoencoder(frames)[0].shape == frames.shape

