@@ -1,0 +1,120 @@
+"""Captions as Stable Diffusion reads them: the sequence of its text encoder's last hidden states.
+
+Stable Diffusion 2.x reads with OpenCLIP's ViT-H/14 text tower without its last layer, so its
+folder holds all that the content model needs; the motion model's pooled embedding needs the whole
+tower and its trained projection (TextConditioner).
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cmdvid.models.frozen import FrozenTower
+from cmdvid.models.sd_folder import load_part, locate
+from cmdvid.types import Condition
+
+logger = logging.getLogger(__name__)
+
+
+class StableDiffusionText(ModelMixin, ConfigMixin):
+    """Tokenizer and text encoder of a Stable Diffusion model, frozen and kept out of checkpoints.
+
+    The null condition is the empty caption.
+
+    Args:
+        model: Folder or hub id of the whole model.
+    """
+
+    @register_to_config
+    def __init__(self, model: str):
+        super().__init__()
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        self.tokenizer: Any = CLIPTokenizer.from_pretrained(**locate(model, "tokenizer"))
+        self._frozen = FrozenTower(load_part(CLIPTextModel, model, "text_encoder"))
+        self.dim: int = self.text_encoder.config.hidden_size
+        self._cut: set[int] = set()
+
+    @property
+    def text_encoder(self) -> Any:
+        """The CLIPTextModel."""
+        return self._frozen.tower
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_encoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text_encoder.dtype
+
+    @torch.no_grad()
+    def forward(self, condition: Condition) -> Float[Tensor, "b n {self.dim}"]:
+        """Embed captions, equal ones once; a longer one than 77 tokens is cut, and reported.
+
+        Raises:
+            ValueError: If class indices are given.
+        """
+        if isinstance(condition, Tensor):
+            raise ValueError(
+                "a StableDiffusionText takes captions, got class indices; it cannot be the "
+                "conditioner of labelled data"
+            )
+        captions = list(dict.fromkeys(condition))
+        tokens = self._tokens(captions).to(self.device)
+        index = {caption: i for i, caption in enumerate(captions)}
+        return self.text_encoder(tokens).last_hidden_state[[index[c] for c in condition]]
+
+    def nullify(self, condition: Sequence[str], where: Bool[Tensor, " b"]) -> list[str]:
+        """Replace the chosen captions by the empty one."""
+        return ["" if w else caption for caption, w in zip(condition, where.tolist(), strict=True)]
+
+    def null(self, num: int) -> list[str]:
+        """``num`` null conditions."""
+        return [""] * num
+
+    def _tokens(self, captions: list[str]) -> Tensor:
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(captions, padding="max_length", max_length=length).input_ids
+        for caption, tokens in zip(captions, ids, strict=True):
+            if len(tokens) > length and hash(caption) not in self._cut:
+                self._cut.add(hash(caption))
+                logger.warning(
+                    "a caption of %d tokens is cut to %d: %.60s...", len(tokens), length, caption
+                )
+        end = self.tokenizer.eos_token_id
+        return torch.tensor([t if len(t) <= length else [*t[: length - 1], end] for t in ids])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "StableDiffusionText":
+        self.text_encoder._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the configuration, and tokenizer and text encoder below it."""
+        self.save_config(save_directory)
+        self.tokenizer.save_pretrained(Path(save_directory) / "tokenizer")
+        self.text_encoder.save_pretrained(Path(save_directory) / "text_encoder")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> "StableDiffusionText":
+        """Read what save_pretrained wrote, wherever the folder is now; a whole model works too.
+
+        Args:
+            pretrained_model_name_or_path: That folder.
+            torch_dtype: Type of the weights; float32 by default.
+            kwargs: What else diffusers tells all parts of a pipeline: how to read large weights.
+        """
+        return cls(str(pretrained_model_name_or_path)).to(torch_dtype or torch.float32)

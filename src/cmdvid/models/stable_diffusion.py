@@ -1,0 +1,169 @@
+"""Stable Diffusion's U-Net as content denoiser, fine-tuned without a new parameter (CMD 3.2)."""
+
+import copy
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.utils.import_utils import is_peft_available
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cmdvid.models.sd_folder import load_part, read_config
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # where LoRA goes, as in diffusers' own training
+EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type")
+
+
+class StableDiffusionUNet(ModelMixin, ConfigMixin):
+    """A UNet2DConditionModel behind the interface of ContentDiT; the condition is a text sequence.
+
+    All weights train, in fp32, unless ``lora_rank`` is given: then those of LoRA alone, and copies
+    (the moving average is one) share the rest. A checkpoint holds all weights and the U-Net's
+    configuration, so the model's folder is needed for the first training only.
+
+    Args:
+        model: Folder or hub id of a whole Stable Diffusion model, or of a UNet2DConditionModel.
+        lora_rank: Rank of LoRA on all attention; none trains the U-Net itself, as the paper does.
+        gradient_checkpointing: Compute activations twice instead of keeping them.
+        channels_last: Memory layout that convolutions in half precision are fastest with.
+        unet_config: The U-Net's configuration: it is then built of that, and no weights are read.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        lora_rank: int | None = None,
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+        unet_config: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if model is None and unet_config is None:
+            raise ValueError("a StableDiffusionUNet needs model (folder or hub id) or unet_config")
+        unet: Any = (
+            UNet2DConditionModel.from_config(unet_config)
+            if unet_config is not None
+            else load_part(UNet2DConditionModel, str(model), "unet")
+        )
+        plain = {k: v for k, v in unet.config.items() if not k.startswith("_")}
+        _check_inputs(plain, source=model or "unet_config")
+        self.register_to_config(unet_config=plain)
+        self.channels_last = channels_last
+        self.unet = unet.train()
+        if lora_rank is not None:
+            add_lora(self.unet, lora_rank)
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        condition: Float[Tensor, "b ..."],
+    ) -> Float[Tensor, "b c h w"]:
+        """Predict the noise (or velocity) in a content frame (CMD Eq. 7).
+
+        Args:
+            noisy: Content frames of the U-Net's own number of channels.
+            t: Diffusion steps.
+            condition: Text as a sequence, ``b n d``.
+
+        Raises:
+            ValueError: If content frames have other channels than the U-Net, or the text another
+                width.
+        """
+        config = self.unet.config
+        if noisy.shape[1] != config.in_channels:
+            raise ValueError(
+                f"this U-Net denoises {config.in_channels} channels, but the content frame has "
+                f"{noisy.shape[1]}; does the codec belong to the same model?"
+            )
+        if condition.ndim != 3 or condition.shape[-1] != config.cross_attention_dim:
+            raise ValueError(
+                f"this U-Net attends to a text sequence b n {config.cross_attention_dim}, but the "
+                f"text encoder gives {' '.join(map(str, condition.shape))}; take the one of the "
+                "same model (cmdvid.models.sd_text.StableDiffusionText)"
+            )
+        if self.channels_last:
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        return self.unet(noisy, t, encoder_hidden_states=condition).sample
+
+    def plain(self) -> UNet2DConditionModel:
+        """A copy of the U-Net as diffusers knows it, with LoRA added to its weights."""
+        unet: Any = copy.deepcopy(self.unet).to(memory_format=torch.contiguous_format)
+        if self.config["lora_rank"] is not None:
+            unet.fuse_lora()
+            unet.unload_lora()
+        return unet
+
+    def __deepcopy__(self, memo: dict) -> "StableDiffusionUNet":
+        memo.update({id(p): p for p in self.parameters() if not p.requires_grad and self._trains})
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        return new
+
+    @property
+    def _trains(self) -> bool:
+        return any(p.requires_grad for p in self.parameters())
+
+
+def add_lora(unet: Any, rank: int) -> None:
+    """Freeze a U-Net and add trainable low-rank matrices to its attention; at first they are zero.
+
+    Raises:
+        ValueError: If the rank is no positive number, or peft is not installed.
+    """
+    if rank < 1:
+        raise ValueError(f"lora_rank must be at least 1, got {rank}; leave it out to train all")
+    if not is_peft_available():
+        raise ValueError(f"lora_rank={rank} needs peft: pip install 'cmdvid[lora]'")
+    from peft import LoraConfig
+
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        LoraConfig(
+            r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=ATTENTION
+        )
+    )
+
+
+def stable_diffusion_scheduler(model: str) -> DDIMScheduler:
+    """The noise schedule that a Stable Diffusion model was trained with, for DDIM.
+
+    Betas, prediction type (2.1-base predicts noise, 2.1 velocity) and offsets are the model's own.
+    Samples are never clipped: its latents have no bounds.
+
+    Args:
+        model: Folder or hub id of the model, or of its scheduler.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    config = read_config(model, "scheduler") | {"clip_sample": False}
+    known, *_ = DDIMScheduler.extract_init_dict(config)
+    return DDIMScheduler(**known)
+
+
+def _check_inputs(config: dict[str, Any], *, source: str) -> None:
+    channels, predicted = config["in_channels"], config["out_channels"]
+    if channels != predicted:
+        raise ValueError(
+            f"{source}: its U-Net takes {channels} channels and predicts {predicted}, so it is one "
+            "of inpainting or upscaling; needed is one that takes what it predicts"
+        )
+    if extra := [name for name in EXTRA_INPUTS if config.get(name)]:
+        raise ValueError(
+            f"{source}: its U-Net needs more than text ({', '.join(extra)}), as Stable Diffusion "
+            "XL does; 1.x and 2.x can be content models"
+        )
