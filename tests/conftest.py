@@ -23,3 +23,68 @@ def _few_threads() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A whole Stable Diffusion model, tiny and random, written by diffusers itself."""
+    from diffusers import (
+        AutoencoderKL,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 514, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = CLIPTextConfig(hidden_size=16, intermediate_size=16, eos_token_id=513, **sizes)
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8,) * 4,
+            norm_num_groups=4,
+            latent_channels=4,
+            scaling_factor=0.5,
+            shift_factor=0.25,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=_tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            norm_num_groups=4,
+            cross_attention_dim=16,
+            attention_head_dim=4,
+        ),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            skip_prk_steps=True,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("stable-diffusion")
+    pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+def _tokenizer():
+    """CLIP's tokenizer over single bytes: alone, and at the end of a word."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: place for place, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)

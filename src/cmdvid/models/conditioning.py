@@ -9,6 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from cmdvid.models.frozen import FrozenTower, distinct
 from cmdvid.types import Condition
 
 
@@ -53,15 +54,9 @@ class LabelConditioner(ModelMixin, ConfigMixin):
         """Replace the chosen conditions by the null condition."""
         return condition.masked_fill(where.to(condition.device), self.num_classes)
 
-
-class FrozenTower:
-    """Hides a tower that never changes from state_dict, EMA and DDP; copies share it."""
-
-    def __init__(self, tower: nn.Module):
-        self.tower = tower
-
-    def __deepcopy__(self, memo: dict) -> "FrozenTower":
-        return self
+    def null(self, num: int) -> Int[Tensor, " b"]:
+        """``num`` null conditions."""
+        return torch.full((num,), self.num_classes, device=self.embedding.weight.device)
 
 
 class TextConditioner(ModelMixin, ConfigMixin):
@@ -104,7 +99,7 @@ class TextConditioner(ModelMixin, ConfigMixin):
         self.context_length = min(context_length, cast(int, tower.context_length))
         self.trainable = pretrained is None
         self.tower = tower if self.trainable else None
-        self._frozen = None if self.trainable else FrozenTower(tower.requires_grad_(False).eval())
+        self._frozen = None if self.trainable else FrozenTower(tower)
 
     def forward(self, condition: Condition) -> Float[Tensor, "b {self.dim}"]:
         """Embed captions; a longer one than the context is cut.
@@ -117,12 +112,15 @@ class TextConditioner(ModelMixin, ConfigMixin):
                 "a TextConditioner takes captions, got class indices; "
                 "pick cmdvid.models.conditioning.LabelConditioner for labelled data"
             )
-        tokens = _tokenizer()(list(condition), context_length=self.context_length)
         if self._frozen is None:
-            return cast(nn.Module, self.tower)(tokens.to(self.device))
+            return cast(nn.Module, self.tower)(self._tokens(condition).to(self.device))
+        captions, index = distinct(condition)
         with torch.no_grad():
             tower = self._frozen.tower
-            return tower(tokens.to(next(tower.parameters()).device))
+            return tower(self._tokens(captions).to(next(tower.parameters()).device))[index]
+
+    def _tokens(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
+        return _tokenizer()(list(captions), context_length=self.context_length)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TextConditioner":
         if self._frozen is not None:  # moves and casts with us though it is no submodule
@@ -133,16 +131,14 @@ class TextConditioner(ModelMixin, ConfigMixin):
         """Replace the chosen captions by the empty one."""
         return ["" if w else caption for caption, w in zip(condition, where.tolist(), strict=True)]
 
+    def null(self, num: int) -> list[str]:
+        """``num`` null conditions."""
+        return [""] * num
 
-def null_condition(conditioner: nn.Module, num: int) -> Any:
+
+def null_condition(conditioner: Any, num: int) -> Any:
     """``num`` null conditions of the kind that a conditioner takes."""
-    everywhere = torch.ones(num, dtype=torch.bool)
-    if isinstance(conditioner, TextConditioner):
-        return conditioner.nullify([""] * num, everywhere)
-    device = next(conditioner.parameters()).device
-    return cast(LabelConditioner, conditioner).nullify(
-        torch.zeros(num, dtype=torch.long, device=device), everywhere
-    )
+    return conditioner.null(num)
 
 
 def _tokenizer():

@@ -1,5 +1,6 @@
 """Pretrained networks that never change: used by a module, and yet no part of what it saves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -18,3 +19,9 @@ class FrozenTower:
 
     def __deepcopy__(self, memo: dict) -> "FrozenTower":
         return self
+
+
+def distinct(captions: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Each caption once, and where each of the given ones is: a frozen tower reads none twice."""
+    places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
+    return list(places), [places[caption] for caption in captions]

@@ -69,13 +69,20 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
         self.stride: int = 2 ** (len(config.block_out_channels) - 1)
         self.scale: float = config.scaling_factor
         self.shift: float = getattr(config, "shift_factor", None) or 0.0
+        if tiny:
+            _check_tiny(self, source=tiny)
         if network.device.type != "meta":
-            self.register_to_config(made_by=check_codec(self, made_by, source=str(model)))
+            self.register_to_config(made_by=check_codec(self, made_by, source=model or "vae"))
 
     @property
     def vae(self) -> Any:
         """The AutoencoderKL."""
         return self._vae.tower
+
+    @property
+    def tiny(self) -> Any:
+        """The AutoencoderTiny that decodes, or None."""
+        return None if self._tiny is None else self._tiny.tower
 
     @property
     def device(self) -> torch.device:
@@ -122,8 +129,8 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
         return (z - self.shift) * self.scale
 
     def _decode(self, z: Float[Tensor, "n c y x"]) -> Float[Tensor, "n 3 h w"]:
-        if self._tiny is not None:  # made for scaled latents; its own factor is 1
-            network = self._tiny.tower
+        if self.tiny is not None:  # made for scaled latents; its own factor is 1
+            network = self.tiny
             z = z / network.config.scaling_factor
         else:
             network, z = self.vae, z / self.scale + self.shift
@@ -145,8 +152,8 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
         """Write the configuration, and the VAE below it."""
         self.save_config(save_directory)
         self.vae.save_pretrained(Path(save_directory) / VAE, **kwargs)
-        if self._tiny is not None:
-            self._tiny.tower.save_pretrained(Path(save_directory) / TINY, **kwargs)
+        if self.tiny is not None:
+            self.tiny.save_pretrained(Path(save_directory) / TINY, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -187,12 +194,7 @@ def check_codec(
     Raises:
         ValueError: If they differ; names both sides.
     """
-    digest = hashlib.sha256()
-    for part in ("encoder", "quant_conv"):
-        network = getattr(codec.vae, part, None)
-        for name, value in sorted(network.state_dict().items()) if network is not None else ():
-            digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
-    ours = {"scale": codec.scale, "shift": codec.shift, "encoder": digest.hexdigest()}
+    ours = {"scale": codec.scale, "shift": codec.shift, "encoder": _digest(codec.vae)}
     differ = [key for key in ours if made_by is not None and made_by.get(key) != ours[key]]
     if made_by is not None and differ:
         theirs, found = (
@@ -203,3 +205,22 @@ def check_codec(
             f"but this one has {found}"
         )
     return ours
+
+
+def _check_tiny(codec: StableDiffusionCodec, *, source: str) -> None:
+    config = codec.tiny.config
+    stride = 2 ** (len(config.decoder_block_out_channels) - 1)
+    if (config.latent_channels, stride) != (codec.channels, codec.stride):
+        raise ValueError(
+            f"{source}: decodes {config.latent_channels} channels at 1/{stride} of the size, but "
+            f"the VAE's latents have {codec.channels} channels at 1/{codec.stride}"
+        )
+
+
+def _digest(vae: Any) -> str:
+    digest = hashlib.sha256()
+    for network in (vae.encoder, getattr(vae, "quant_conv", None)):
+        for name, value in sorted(network.state_dict().items()) if network is not None else ():
+            digest.update(name.encode())
+            digest.update(value.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cmdvid.models.frozen import FrozenTower
+from cmdvid.models.frozen import FrozenTower, distinct
 from cmdvid.models.sd_folder import load_part, locate
 from cmdvid.types import Condition
 
@@ -67,10 +67,9 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
                 "a StableDiffusionText takes captions, got class indices; it cannot be the "
                 "conditioner of labelled data"
             )
-        captions = list(dict.fromkeys(condition))
+        captions, index = distinct(condition)
         tokens = self._tokens(captions).to(self.device)
-        index = {caption: i for i, caption in enumerate(captions)}
-        return self.text_encoder(tokens).last_hidden_state[[index[c] for c in condition]]
+        return self.text_encoder(tokens).last_hidden_state[index]
 
     def nullify(self, condition: Sequence[str], where: Bool[Tensor, " b"]) -> list[str]:
         """Replace the chosen captions by the empty one."""
@@ -82,7 +81,8 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
 
     def _tokens(self, captions: list[str]) -> Tensor:
         length = self.tokenizer.model_max_length
-        ids = self.tokenizer(captions, padding="max_length", max_length=length).input_ids
+        padding: Any = {"padding": "max_length", "max_length": length, "truncation": False}
+        ids = self.tokenizer(captions, **padding, verbose=False).input_ids
         for caption, tokens in zip(captions, ids, strict=True):
             if len(tokens) > length and hash(caption) not in self._cut:
                 self._cut.add(hash(caption))
@@ -91,6 +91,9 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
                 )
         end = self.tokenizer.eos_token_id
         return torch.tensor([t if len(t) <= length else [*t[: length - 1], end] for t in ids])
+
+    def __deepcopy__(self, memo: dict) -> "StableDiffusionText":
+        return self  # nothing in it ever changes
 
     def _apply(self, fn: Any, recurse: bool = True) -> "StableDiffusionText":
         self.text_encoder._apply(fn)
