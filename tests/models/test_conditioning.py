@@ -64,6 +64,8 @@ def test_frozen_tower_is_read_from_a_file_and_kept_out_of_the_checkpoint(tmp_pat
     captions = ["a dog runs", "a cat"]
     expected = clip.encode_text(open_clip.tokenize(captions))
     torch.testing.assert_close(conditioner(captions), expected)
+    projection = conditioner._frozen.tower.text_projection  # the trained one: pooled text is in it
+    torch.testing.assert_close(projection, clip.text_projection.detach())
     assert not conditioner.state_dict()
     assert not list(conditioner.parameters())
     assert copy.deepcopy(conditioner)._frozen.tower is conditioner._frozen.tower

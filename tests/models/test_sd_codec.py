@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -103,14 +102,8 @@ def test_save_pretrained_writes_the_vae_and_reads_it_there(sd_folder, tiny_folde
     assert loaded.chunk_size == 7
     torch.testing.assert_close(loaded.encode(clip), frames)
     torch.testing.assert_close(loaded.decode(frames), codec.decode(frames))
-    torch.testing.assert_close(
-        StableDiffusionCodec.from_pretrained(tmp_path / "two", torch_dtype=torch.float64).encode(
-            clip
-        ),
-        frames,
-        atol=1e-4,
-        rtol=1e-3,
-    )
+    half = StableDiffusionCodec.from_pretrained(tmp_path / "two", torch_dtype=torch.bfloat16)
+    assert half.dtype == half.tiny.dtype == torch.bfloat16
 
 
 def test_a_bare_vae_folder_and_one_in_memory_do_too(codec, sd_folder, clip):
@@ -155,23 +148,7 @@ def test_errors_name_both_sides(codec, sd_folder, tiny_folder, tmp_path):
         StableDiffusionCodec(sd_folder, chunk_size=0)
     with pytest.raises(ValueError, match="its vae is of class AutoencoderTiny, needed is"):
         StableDiffusionCodec(tiny_folder)
-    blocks = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
-    AutoencoderTiny(**blocks).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"4 channels at 1/4 of the size, but .* at 1/8"):
+    blocks = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    AutoencoderTiny(**blocks, latent_channels=16).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"16 channels at 1/8 of the size, but .* 4 channels at"):
         StableDiffusionCodec(sd_folder, tiny=str(tmp_path))
-
-
-def test_a_folder_that_is_no_model_is_refused(sd_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"expected vae/config\.json .* found nothing"):
-        StableDiffusionCodec(str(tmp_path))
-    with pytest.raises(ValueError, match="no such folder, and no hub id"):
-        StableDiffusionCodec(str(tmp_path / "absent"))
-    with pytest.raises(ValueError, match=r"acme/model: .*could not be had from the hub"):
-        StableDiffusionCodec("acme/model")
-    pickled = tmp_path / "pickled"
-    pickled.mkdir()
-    (pickled / "config.json").write_text((Path(sd_folder) / "vae" / "config.json").read_text())
-    (pickled / "diffusion_pytorch_model.bin").touch()
-    with pytest.raises(ValueError, match=r"needed is a \.safetensors file, found config\.json, "):
-        StableDiffusionCodec(str(pickled))
-    assert json.loads((pickled / "config.json").read_text())["latent_channels"] == 4

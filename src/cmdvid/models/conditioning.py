@@ -166,7 +166,8 @@ def _named_tower(model_name: str, pretrained: str | None) -> nn.Module:
         raise ValueError(
             f"{model_name} has a Hugging Face text tower; pick a CLIP such as ViT-H-14"
         )
-    tower = _tower(config["embed_dim"], text)
+    activation = {"act_layer": open_clip.transformer.QuickGELU} if config.get("quick_gelu") else {}
+    tower = _tower(config["embed_dim"], {**text, **activation})
     if pretrained:
         clip = open_clip.create_model(model_name, pretrained=pretrained)
         wanted = tower.state_dict().keys()

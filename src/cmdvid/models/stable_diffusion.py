@@ -132,9 +132,7 @@ def add_lora(unet: Any, rank: int) -> None:
 
     unet.requires_grad_(False)
     unet.add_adapter(
-        LoraConfig(
-            r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=ATTENTION
-        )
+        LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=ATTENTION)
     )
 
 
