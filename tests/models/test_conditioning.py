@@ -70,6 +70,14 @@ def test_frozen_tower_is_read_from_a_file_and_kept_out_of_the_checkpoint(tmp_pat
     assert not list(conditioner.parameters())
     assert copy.deepcopy(conditioner)._frozen.tower is conditioner._frozen.tower
 
+    conditioner.save_pretrained(tmp_path / "saved")
+    weights.unlink()
+    loaded = TextConditioner.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(loaded(captions), expected)
+    assert not loaded.state_dict()
+    with torch.device("meta"):
+        assert TextConditioner("tiny-clip", pretrained="unread").device.type == "meta"
+
 
 def test_wrong_kinds_of_condition_say_what_to_use():
     with pytest.raises(ValueError, match=r"takes class indices, got captions.*TextConditioner"):

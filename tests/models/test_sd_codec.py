@@ -126,7 +126,9 @@ def test_a_checkpoint_refuses_another_vae(codec, sd_folder, tmp_path):
     torch.nn.init.zeros_(vae.decoder.conv_out.weight)
     check_codec(StableDiffusionCodec(vae=vae), config["made_by"], source="other decoder")
     torch.nn.init.zeros_(vae.encoder.conv_out.weight)
-    with pytest.raises(ValueError, match="mine: not the VAE .* it had encoder .* but this one has"):
+    with pytest.raises(
+        ValueError, match=r"mine: not the VAE .* it had encoder .* but this one has"
+    ):
         check_codec(StableDiffusionCodec(vae=vae), config["made_by"], source="mine")
 
 

@@ -208,7 +208,7 @@ def test_networks_that_do_not_fit_are_named_on_both_sides(sd_folder, tmp_path):
         StableDiffusionUNet(unet_config=config | {"in_channels": 9})
     with pytest.raises(ValueError, match=r"needs more than text \(class_embed_type\)"):
         StableDiffusionUNet(unet_config=config | {"class_embed_type": "timestep"})
-    with pytest.raises(ValueError, match="needs model .* or unet_config"):
+    with pytest.raises(ValueError, match=r"needs model .* or unet_config"):
         StableDiffusionUNet()
     with pytest.raises(ValueError, match=r"expected unet/config\.json .* found nothing"):
         StableDiffusionUNet(str(tmp_path))

@@ -1,16 +1,20 @@
 """Class labels and captions to embeddings; the null condition that guidance needs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmdvid.models.frozen import FrozenTower, distinct
 from cmdvid.types import Condition
+
+TOWER = "tower.safetensors"  # a frozen tower in the folder of a saved TextConditioner
 
 
 class LabelConditioner(ModelMixin, ConfigMixin):
@@ -113,11 +117,10 @@ class TextConditioner(ModelMixin, ConfigMixin):
                 "pick cmdvid.models.conditioning.LabelConditioner for labelled data"
             )
         if self._frozen is None:
-            return cast(nn.Module, self.tower)(self._tokens(condition).to(self.device))
+            return self._weights(self._tokens(condition).to(self.device))
         captions, index = distinct(condition)
         with torch.no_grad():
-            tower = self._frozen.tower
-            return tower(self._tokens(captions).to(next(tower.parameters()).device))[index]
+            return self._weights(self._tokens(captions).to(self.device))[index]
 
     def _tokens(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
         return _tokenizer()(list(captions), context_length=self.context_length)
@@ -126,6 +129,38 @@ class TextConditioner(ModelMixin, ConfigMixin):
         if self._frozen is not None:  # moves and casts with us though it is no submodule
             self._frozen.tower._apply(fn)
         return super()._apply(fn, recurse)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._weights.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self._weights.parameters()).dtype
+
+    @property
+    def _weights(self) -> nn.Module:
+        return cast(nn.Module, self.tower if self._frozen is None else self._frozen.tower)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write configuration and tower, a frozen one too."""
+        if self._frozen is None:
+            return super().save_pretrained(save_directory, **kwargs)
+        self.save_config(save_directory)
+        weights = {k: v.contiguous() for k, v in self._frozen.tower.state_dict().items()}
+        save_file(weights, Path(save_directory) / TOWER)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> "TextConditioner":
+        """Read what save_pretrained wrote, a frozen tower from there too."""
+        folder = str(pretrained_model_name_or_path)
+        config = dict(cls.load_config(folder))
+        if not config["pretrained"]:
+            return super().from_pretrained(folder, **kwargs)
+        dtype = kwargs.get("torch_dtype") or torch.float32
+        return cls.from_config(config | {"pretrained": folder}).to(dtype)
 
     def nullify(self, condition: Sequence[str], where: Bool[Tensor, " b"]) -> list[str]:
         """Replace the chosen captions by the empty one."""
@@ -168,8 +203,16 @@ def _named_tower(model_name: str, pretrained: str | None) -> nn.Module:
         )
     activation = {"act_layer": open_clip.transformer.QuickGELU} if config.get("quick_gelu") else {}
     tower = _tower(config["embed_dim"], {**text, **activation})
-    if pretrained:
-        clip = open_clip.create_model(model_name, pretrained=pretrained)
-        wanted = tower.state_dict().keys()
-        tower.load_state_dict({k: v for k, v in clip.state_dict().items() if k in wanted})
+    if pretrained and torch.get_default_device().type != "meta":
+        tower.load_state_dict(_pretrained(model_name, pretrained, wanted=tower.state_dict().keys()))
     return tower
+
+
+def _pretrained(model_name: str, pretrained: str, *, wanted: Collection[str]) -> dict[str, Tensor]:
+    """The text tower's share of a whole CLIP, its trained projection included; or what we saved."""
+    if (ours := Path(pretrained) / TOWER).is_file():
+        return load_file(ours)
+    import open_clip
+
+    clip = open_clip.create_model(model_name, pretrained=pretrained)
+    return {k: v for k, v in clip.state_dict().items() if k in wanted}
