@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -41,7 +41,7 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
         made_by: What a checkpoint knows of the VAE that it was trained with; see check_codec.
     """
 
-    ignore_for_config = ["vae"]
+    ignore_for_config: ClassVar[list[str]] = ["vae"]
 
     @register_to_config
     def __init__(
