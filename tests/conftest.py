@@ -38,7 +38,8 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 514, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = CLIPTextConfig(hidden_size=16, intermediate_size=16, eos_token_id=513, **sizes)
+    ends = {"bos_token_id": 512, "eos_token_id": 513}
+    text = CLIPTextConfig(hidden_size=16, intermediate_size=16, **sizes, **ends)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,

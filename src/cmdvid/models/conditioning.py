@@ -156,11 +156,11 @@ class TextConditioner(ModelMixin, ConfigMixin):
     ) -> "TextConditioner":
         """Read what save_pretrained wrote, a frozen tower from there too."""
         folder = str(pretrained_model_name_or_path)
-        config = dict(cls.load_config(folder))
+        config: Any = cls.load_config(folder)
         if not config["pretrained"]:
             return super().from_pretrained(folder, **kwargs)
-        dtype = kwargs.get("torch_dtype") or torch.float32
-        return cls.from_config(config | {"pretrained": folder}).to(dtype)
+        conditioner: Any = cls.from_config({**config, "pretrained": folder})
+        return conditioner.to(kwargs.get("torch_dtype") or torch.float32)
 
     def nullify(self, condition: Sequence[str], where: Bool[Tensor, " b"]) -> list[str]:
         """Replace the chosen captions by the empty one."""
@@ -182,10 +182,11 @@ def _tokenizer():
     return open_clip.tokenize
 
 
-def _tower(output_dim: int, size: dict[str, Any]) -> nn.Module:
-    from open_clip.transformer import TextTransformer
+def _tower(output_dim: int, size: dict[str, Any], *, quick_gelu: bool = False) -> nn.Module:
+    from open_clip.transformer import QuickGELU, TextTransformer
 
-    return TextTransformer(output_dim=output_dim, **size)
+    activation: Any = QuickGELU if quick_gelu else nn.GELU
+    return TextTransformer(output_dim=output_dim, act_layer=activation, **size)
 
 
 def _named_tower(model_name: str, pretrained: str | None) -> nn.Module:
@@ -201,8 +202,7 @@ def _named_tower(model_name: str, pretrained: str | None) -> nn.Module:
         raise ValueError(
             f"{model_name} has a Hugging Face text tower; pick a CLIP such as ViT-H-14"
         )
-    activation = {"act_layer": open_clip.transformer.QuickGELU} if config.get("quick_gelu") else {}
-    tower = _tower(config["embed_dim"], {**text, **activation})
+    tower = _tower(config["embed_dim"], text, quick_gelu=config.get("quick_gelu", False))
     if pretrained and torch.get_default_device().type != "meta":
         tower.load_state_dict(_pretrained(model_name, pretrained, wanted=tower.state_dict().keys()))
     return tower

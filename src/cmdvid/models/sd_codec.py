@@ -171,9 +171,10 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
             kwargs: What else diffusers tells all parts of a pipeline: how to read large weights.
         """
         folder = str(pretrained_model_name_or_path)
-        config = dict(cls.load_config(folder))
+        config: Any = cls.load_config(folder)
         here = {"model": folder, "tiny": folder if config.get("tiny") else None, "made_by": None}
-        return cls.from_config(config | here).to(torch_dtype or torch.float32)
+        codec: Any = cls.from_config({**config, **here})
+        return codec.to(torch_dtype or torch.float32)
 
 
 def check_codec(

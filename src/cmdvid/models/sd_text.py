@@ -37,7 +37,8 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
         super().__init__()
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        self.tokenizer: Any = CLIPTokenizer.from_pretrained(**locate(model, "tokenizer"))
+        where: Any = locate(model, "tokenizer")
+        self.tokenizer: Any = CLIPTokenizer.from_pretrained(**where)
         self._frozen = FrozenTower(load_part(CLIPTextModel, model, "text_encoder"))
         self.dim: int = self.text_encoder.config.hidden_size
         self._cut: set[int] = set()
@@ -120,4 +121,5 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
             torch_dtype: Type of the weights; float32 by default.
             kwargs: What else diffusers tells all parts of a pipeline: how to read large weights.
         """
-        return cls(str(pretrained_model_name_or_path)).to(torch_dtype or torch.float32)
+        text: Any = cls(str(pretrained_model_name_or_path))
+        return text.to(torch_dtype or torch.float32)
