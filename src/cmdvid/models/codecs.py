@@ -17,6 +17,7 @@ class PixelCodec(ModelMixin, ConfigMixin):
 
     channels = 3
     stride = 1
+    fixed_scale = False  # latents may be brought to zero mean and unit variance
 
     @register_to_config
     def __init__(self):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cmdvid.models.frozen import FrozenTower, distinct
+from cmdvid.models.frozen import FrozenTower, distinct, in_dtype
 from cmdvid.types import Condition
 
 TOWER = "tower.safetensors"  # a frozen tower in the folder of a saved TextConditioner
@@ -160,7 +160,7 @@ class TextConditioner(ModelMixin, ConfigMixin):
         if not config["pretrained"]:
             return super().from_pretrained(folder, **kwargs)
         conditioner: Any = cls.from_config({**config, "pretrained": folder})
-        return conditioner.to(kwargs.get("torch_dtype") or torch.float32)
+        return in_dtype(conditioner, kwargs)
 
     def nullify(self, condition: Sequence[str], where: Bool[Tensor, " b"]) -> list[str]:
         """Replace the chosen captions by the empty one."""

@@ -1,7 +1,12 @@
 """Pretrained networks that never change: used by a module, and yet no part of what it saves."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class FrozenTower:
@@ -25,3 +30,11 @@ def distinct(captions: Sequence[str]) -> tuple[list[str], list[int]]:
     """Each caption once, and where each of the given ones is: a frozen tower reads none twice."""
     places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
     return list(places), [places[caption] for caption in captions]
+
+
+def in_dtype(network: Network, told: Mapping[str, Any]) -> Network:
+    """A loaded network in the type that ``from_pretrained`` was told; float32 by default.
+
+    Not by the network's own ``to``: that of diffusers warns of every cast.
+    """
+    return nn.Module.to(network, told.get("dtype") or told.get("torch_dtype") or torch.float32)

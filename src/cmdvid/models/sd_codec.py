@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cmdvid.models.frozen import FrozenTower
+from cmdvid.models.frozen import FrozenTower, in_dtype
 from cmdvid.models.sd_folder import load_part
 
 VAE, TINY = "vae", "tiny"  # sub-folders of a saved codec
@@ -41,6 +41,7 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
         made_by: What a checkpoint knows of the VAE that it was trained with; see check_codec.
     """
 
+    fixed_scale = True  # a pretrained content model knows frames in this scale and no other
     ignore_for_config: ClassVar[list[str]] = ["vae"]
 
     @register_to_config
@@ -157,24 +158,19 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        torch_dtype: torch.dtype | None = None,
-        **kwargs: Any,
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> "StableDiffusionCodec":
         """Read what save_pretrained wrote, wherever the folder is now.
 
         Args:
             pretrained_model_name_or_path: That folder.
-            torch_dtype: Type of the weights; float32 by default.
-            kwargs: What else diffusers tells all parts of a pipeline: how to read large weights.
+            kwargs: What diffusers tells all parts of a pipeline; ``torch_dtype`` counts.
         """
         folder = str(pretrained_model_name_or_path)
         config: Any = cls.load_config(folder)
         here = {"model": folder, "tiny": folder if config.get("tiny") else None, "made_by": None}
         codec: Any = cls.from_config({**config, **here})
-        return codec.to(torch_dtype or torch.float32)
+        return in_dtype(codec, kwargs)
 
 
 def check_codec(

@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cmdvid.models.frozen import FrozenTower, distinct
+from cmdvid.models.frozen import FrozenTower, distinct, in_dtype
 from cmdvid.models.sd_folder import load_part, locate
 from cmdvid.types import Condition
 
@@ -108,18 +108,12 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        torch_dtype: torch.dtype | None = None,
-        **kwargs: Any,
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> "StableDiffusionText":
         """Read what save_pretrained wrote, wherever the folder is now; a whole model works too.
 
         Args:
             pretrained_model_name_or_path: That folder.
-            torch_dtype: Type of the weights; float32 by default.
-            kwargs: What else diffusers tells all parts of a pipeline: how to read large weights.
+            kwargs: What diffusers tells all parts of a pipeline; ``torch_dtype`` counts.
         """
-        text: Any = cls(str(pretrained_model_name_or_path))
-        return text.to(torch_dtype or torch.float32)
+        return in_dtype(cls(str(pretrained_model_name_or_path)), kwargs)

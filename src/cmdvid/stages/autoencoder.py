@@ -130,4 +130,6 @@ class AutoencoderStage(LightningModule):
                     break
         self.autoencoder.train()
         content, motion = moments.compute()
+        if self.codec.fixed_scale:  # content frames stay as the pretrained model knows them
+            content = torch.stack([torch.zeros_like(content[0]), torch.ones_like(content[1])])
         self.autoencoder.set_statistics(content, motion)
