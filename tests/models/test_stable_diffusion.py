@@ -137,9 +137,9 @@ def test_diffusion_trains_averages_and_samples_with_captions(sd_folder, rank):
         condition_dropout=0.5,
     )
     x, captions = torch.randn(4, 4, 8, 12), ["a dog", "a cat", "a dog", ""]
-    optimizer = torch.optim.Adam([p for p in diffusion.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.Adam([p for p in diffusion.parameters() if p.requires_grad], lr=2e-2)
     losses = []
-    for step in range(40):
+    for step in range(24):
         torch.manual_seed(step % 2)
         optimizer.zero_grad()
         loss = diffusion.loss(x, captions)

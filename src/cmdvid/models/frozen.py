@@ -37,4 +37,5 @@ def in_dtype(network: Network, told: Mapping[str, Any]) -> Network:
 
     Not by the network's own ``to``: that of diffusers warns of every cast.
     """
-    return nn.Module.to(network, told.get("dtype") or told.get("torch_dtype") or torch.float32)
+    nn.Module.to(network, told.get("dtype") or told.get("torch_dtype") or torch.float32)
+    return network
