@@ -22,9 +22,13 @@ def orthogonalize(matrix: Float[Tensor, "m n"], num_steps: int = 5) -> Float[Ten
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if tall else matrix
     x = x / x.norm().clamp(min=1e-7)
+    # x only ever gets polynomials of its Gram matrix in front, so these are iterated, not x
+    gram, factor = x @ x.mT, torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(num_steps):
-        gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        gram, factor = step @ gram @ step, step @ factor
+    x = factor @ x
     return x.mT if tall else x
 
 

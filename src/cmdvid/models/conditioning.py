@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -67,8 +68,10 @@ class TextConditioner(ModelMixin, ConfigMixin):
     """The pooled caption embedding of an open_clip text transformer.
 
     With ``pretrained`` the tower is frozen, read from the hub or disk, and left out of our
-    checkpoints. Without it a tower of the given size is trained with the denoiser. The null
-    condition is the empty caption in both cases.
+    checkpoints. Without it a tower is trained with the denoiser. The null condition is the empty
+    caption in both cases. CLIP's towers are pooled at the last token. Those of a size of our own
+    give the mean over all tokens: a denoiser that does not yet need a word teaches attention to
+    pass over it, and then the last token never hears of it again.
 
     Args:
         model_name: An open_clip model whose text tower is used, "ViT-H-14" in the paper; if
@@ -98,7 +101,7 @@ class TextConditioner(ModelMixin, ConfigMixin):
         if model_name:
             tower = _named_tower(model_name, pretrained)
         else:
-            tower = _tower(width, {**size, "context_length": context_length})
+            tower = _small_tower(width, {**size, "context_length": context_length})
         self.dim = cast(int, tower.output_dim)
         self.context_length = min(context_length, cast(int, tower.context_length))
         self.trainable = pretrained is None
@@ -117,10 +120,18 @@ class TextConditioner(ModelMixin, ConfigMixin):
                 "pick cmdvid.models.conditioning.LabelConditioner for labelled data"
             )
         if self._frozen is None:
-            return self._weights(self._tokens(condition).to(self.device))
+            return self._embed(condition)
         captions, index = distinct(condition)
         with torch.no_grad():
-            return self._weights(self._tokens(captions).to(self.device))[index]
+            return self._embed(captions)[index]
+
+    def _embed(self, captions: Sequence[str]) -> Float[Tensor, "b e"]:
+        tokens = self._tokens(captions).to(self.device)
+        embedding = self._weights(tokens)
+        if embedding.ndim == 2:
+            return embedding
+        said = (tokens != 0).to(embedding)  # not the padding
+        return einsum(embedding, said / said.sum(1, keepdim=True), "b n e, b n -> b e")
 
     def _tokens(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
         return _tokenizer()(list(captions), context_length=self.context_length)
@@ -187,6 +198,18 @@ def _tower(output_dim: int, size: dict[str, Any], *, quick_gelu: bool = False) -
 
     activation: Any = QuickGELU if quick_gelu else nn.GELU
     return TextTransformer(output_dim=output_dim, act_layer=activation, **size)
+
+
+def _small_tower(width: int, size: dict[str, Any]) -> nn.Module:
+    """A tower to train in few steps; it starts with louder words than CLIP's initialisation.
+
+    With CLIP's own, "circle" and "square" end 4 % of the embedding's norm apart, with this one 32 %
+    (600 steps of the demo's content model).
+    """
+    tower: Any = _tower(width, {**size, "pool_type": "none"})
+    nn.init.normal_(tower.token_embedding.weight)
+    nn.init.normal_(tower.text_projection, std=4 * width**-0.5)
+    return tower
 
 
 def _named_tower(model_name: str, pretrained: str | None) -> nn.Module:

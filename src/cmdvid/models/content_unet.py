@@ -46,7 +46,7 @@ class ContentUNet(ModelMixin, ConfigMixin):
             layers_per_block=num_layers,
             down_block_types=("DownBlock2D",) * convolutions + ("AttnDownBlock2D",),
             up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * convolutions,
-            norm_num_groups=8,
+            norm_num_groups=1,  # small groups hide from each other how strong the signal is
             attention_head_dim=24,
             class_embed_type="identity",  # adds our embedding of the condition to that of t
             resnet_time_scale_shift="scale_shift",
