@@ -1,13 +1,18 @@
 """Costs of the paper's networks against independent counts; on the meta device alone."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from cmdvid.__main__ import main
 from cmdvid.cost_parts import decoding_calls, encoding_calls, paper_parts
 from cmdvid.memory import training_memory
+from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.models.codecs import PixelCodec
+from cmdvid.models.sd_architectures import SD21_BASE, TINY_VAE
+from cmdvid.models.sd_codec import StableDiffusionCodec
 from cmdvid.profiling import calls_cost, forward_cost, num_parameters
 
 T = 1e12
@@ -73,3 +78,39 @@ def test_a_config_that_says_nothing_of_sizes_asks_for_that_of_the_autoencoder(ca
     with pytest.raises(SystemExit):
         main(["profile", *options("content_shapes")])
     assert "give the autoencoder's config too" in capsys.readouterr().err
+
+
+def test_a_setting_on_the_command_line_replaces_that_of_the_config(capsys):
+    main(
+        ["profile", *options("ae_shapes"), "--data.batch_size", "2", "--trainer.precision", "bf16"]
+    )
+    text = capsys.readouterr().out
+    assert "| 2 x 1 |" in text
+    assert "| autoencoder | bf16" in text
+    with pytest.raises(SystemExit):
+        main(["profile", "--data.batch_size", "2"])
+    assert "give --config FILE" in capsys.readouterr().err
+
+
+def test_flops_of_the_stable_diffusion_vae():
+    with torch.device("meta"):
+        codecs = [StableDiffusionCodec(SD21_BASE, tiny=tiny) for tiny in (None, TINY_VAE)]
+        autoencoder = Autoencoder(4)
+    clip = (16, 64, 128)
+    encode = encoding_calls(codecs[0], autoencoder, clip)["codec"]
+    assert calls_cost([encode]).flops == pytest.approx(36.8 * T, rel=0.01)
+    for codec, tflops in zip(codecs, (81.6, 4.5), strict=True):
+        decode = decoding_calls(codec, autoencoder, clip)["codec"]
+        assert calls_cost([decode]).flops == pytest.approx(tflops * T, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["webvid", "webvid_sd15", "webvid_24gb"])
+def test_every_config_of_stable_diffusion_is_counted_without_its_weights(suffix, capsys):
+    stages = ["ae", "content", "motion", *([] if suffix.endswith("24gb") else ["generate"])]
+    main(["profile", *options(*(f"{stage}_{suffix}" for stage in stages))])
+    text = capsys.readouterr().out
+    for stage in ("autoencoder", "content", "motion"):
+        peak = float(re.findall(rf"\| {stage} \| bf16-mixed .* (\S+) \|\n", text)[0])
+        assert peak < (20 if suffix.endswith("24gb") else 70)
+    assert "codec: decoding" in text

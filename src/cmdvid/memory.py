@@ -6,8 +6,9 @@ every storage from birth to death: a step of the largest network takes seconds a
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from cmdvid.profiling import Call, Part
 
@@ -67,6 +69,7 @@ def training_memory(part: Part) -> Memory:
     waste, workspaces of convolutions, the CUDA context, and batches that wait to be read.
     """
     network = copy.deepcopy(part.network)
+    _keep_kernels(network)
     with fake(part.precision) as precision:
         weights = [p for p in _fill(network, precision).parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(weights, foreach=True)
@@ -185,6 +188,14 @@ def _fill(network: nn.Module, precision: Precision) -> nn.Module:
         return torch.empty(weight.shape, dtype=kind)
 
     return network._apply(empty)
+
+
+def _keep_kernels(network: Any) -> None:
+    """Let what a network computes twice run on the same kernels in the backward pass."""
+    twice = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), Kernels()))
+    for module in network.modules():
+        if vars(module).get("gradient_checkpointing"):
+            module._gradient_checkpointing_func = twice
 
 
 def _nbytes(tensor: Tensor) -> int:
