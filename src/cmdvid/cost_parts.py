@@ -1,8 +1,7 @@
 """From networks on the meta device to the calls of them that are counted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ def diffusion_part(
     conditioner: nn.Module,
     shape: Sequence[int],
     *,
-    context: dict[str, Sequence[int]],
+    context: Mapping[str, Sequence[int]],
     **settings: Any,
 ) -> Part:
     """A denoiser on one part of a latent, and its conditioner, which is trained too or frozen.
@@ -134,8 +133,7 @@ def sampling_calls(
         copies = 1 if scale == 1 else 2
         if text := text_call(conditioner):
             calls[f"{part.name}: captions"] = replace(text, times=copies)
-        run = partial(part.run, num=copies)
-        calls[f"{part.name}: guidance {scale:g}"] = Call(part.network, run, num)
+        calls[f"{part.name}: guidance {scale:g}"] = Call(part.network, _passes(part, copies), num)
     return calls
 
 
@@ -174,6 +172,10 @@ def paper_parts(height: int = 512, width: int = 512) -> dict[str, Part]:
     }
 
 
+def _passes(part: Part, num: int) -> Callable[[Any], Tensor]:
+    return lambda network: part.run(network, num)
+
+
 def _embed(conditioner: Any, num: int) -> Tensor:
     """The embedding without its checks, which read values that the meta device does not have."""
     if isinstance(conditioner, LabelConditioner):
@@ -182,7 +184,7 @@ def _embed(conditioner: Any, num: int) -> Tensor:
 
 
 def _embedded(conditioner: Any, num: int) -> Tensor:
-    """An embedding that is no part of the pass: a sequence for Stable Diffusion, else one vector."""
+    """An embedding that is no part of the pass: a sequence, or one vector."""
     sequence = isinstance(conditioner, StableDiffusionText)
     shape = (_context_length(conditioner), conditioner.dim) if sequence else (conditioner.dim,)
     return torch.empty(num, *shape)
