@@ -13,7 +13,7 @@ LAYERS = (  # a row imports only from rows above it
     {"models", "data"},
     {"evaluation"},
     {"pipeline", "stages", "callbacks"},
-    {"profiling", "cost_report"},
+    {"profiling", "memory", "cost_parts", "cost_report"},
     {"profile_command", "settings", "cli", "__main__", "__init__"},
 )
 STRANGERS = ({"models", "data"},)  # same row, and yet they never meet

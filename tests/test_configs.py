@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from cmdvid.__main__ import main
+from cmdvid.profile_command import build, read
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = {
@@ -52,3 +53,24 @@ def test_an_overlay_changes_its_config_and_nothing_is_lost(path, capsys, monkeyp
     assert fast != base
     assert fast["model"]["class_path"] == base["model"]["class_path"]
     assert set(fast["model"]["init_args"]) == set(base["model"]["init_args"])
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_the_networks_of_a_config_can_be_built(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    stage = build(read(str(path)))
+    assert all(p.is_meta for p in stage.parameters())
+    assert stage.part in path.stem if hasattr(stage, "part") else True
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RUNS if "webvid" in path.stem], ids=lambda path: path.stem
+)
+def test_a_step_on_webvid_has_the_papers_number_of_clips(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    settings = read(str(path))
+    stage, trainer = path.stem.split("_")[0], settings.trainer
+    if stage != "generate":
+        clips = trainer.devices * settings.data.batch_size * trainer.accumulate_grad_batches
+        assert clips == (24 if stage == "ae" else 256)  # Tables 5-7
+        assert trainer.precision == "bf16-mixed"

@@ -1,11 +1,19 @@
 """Costs of the paper's networks against independent counts; on the meta device alone."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from cmdvid.__main__ import main
-from cmdvid.profiling import coding_cost, forward_cost, num_parameters, paper_parts, peak_memory
+from cmdvid.cost_parts import decoding_calls, encoding_calls, paper_parts
+from cmdvid.memory import training_memory
+from cmdvid.models.autoencoder import Autoencoder
+from cmdvid.models.codecs import PixelCodec
+from cmdvid.models.sd_architectures import SD21_BASE, TINY_VAE
+from cmdvid.models.sd_codec import StableDiffusionCodec
+from cmdvid.profiling import calls_cost, forward_cost, num_parameters
 
 T = 1e12
 
@@ -27,9 +35,9 @@ def test_flops_of_the_denoisers(wide, square):
 
 
 def test_flops_of_the_autoencoder(wide):
-    encode, decode = coding_cost(wide["autoencoder"].network, (16, 64, 128))
-    assert encode.flops == pytest.approx(2.378 * T, rel=0.01)
-    assert decode.flops == pytest.approx(2.378 * T, rel=0.01)
+    what = PixelCodec(), wide["autoencoder"].network, (16, 64, 128)
+    for calls in (encoding_calls(*what), decoding_calls(*what)):
+        assert calls_cost(calls.values()).flops == pytest.approx(2.378 * T, rel=0.01)
 
 
 def test_the_papers_own_counting(wide, square):
@@ -48,7 +56,7 @@ def test_parameters(square):
 
 def test_memory_is_at_least_that_of_the_weights_and_their_copies(square):
     motion = square["motion"]
-    assert peak_memory(motion) > 20 * num_parameters(motion.network)
+    assert training_memory(motion).peak > 20 * num_parameters(motion.network)
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -63,10 +71,46 @@ def test_the_verb_prints_each_stage_and_sampling(capsys):
     text = capsys.readouterr().out
     assert "clips of 16x32x32" in text
     assert all(f"| {stage} |" in text for stage in ("autoencoder", "content", "motion"))
-    assert "12 content and 12 motion steps, guidance 2 and 2" in text
+    assert all(f"| {part}: guidance 2 |" in text for part in ("content", "motion"))
 
 
 def test_a_config_that_says_nothing_of_sizes_asks_for_that_of_the_autoencoder(capsys):
     with pytest.raises(SystemExit):
         main(["profile", *options("content_shapes")])
     assert "give the autoencoder's config too" in capsys.readouterr().err
+
+
+def test_a_setting_on_the_command_line_replaces_that_of_the_config(capsys):
+    main(
+        ["profile", *options("ae_shapes"), "--data.batch_size", "2", "--trainer.precision", "bf16"]
+    )
+    text = capsys.readouterr().out
+    assert "| 2 x 1 |" in text
+    assert "| autoencoder | bf16" in text
+    with pytest.raises(SystemExit):
+        main(["profile", "--data.batch_size", "2"])
+    assert "give --config FILE" in capsys.readouterr().err
+
+
+def test_flops_of_the_stable_diffusion_vae():
+    with torch.device("meta"):
+        codecs = [StableDiffusionCodec(SD21_BASE, tiny=tiny) for tiny in (None, TINY_VAE)]
+        autoencoder = Autoencoder(4)
+    clip = (16, 64, 128)
+    encode = encoding_calls(codecs[0], autoencoder, clip)["codec"]
+    assert calls_cost([encode]).flops == pytest.approx(36.8 * T, rel=0.01)
+    for codec, tflops in zip(codecs, (81.6, 4.5), strict=True):
+        decode = decoding_calls(codec, autoencoder, clip)["codec"]
+        assert calls_cost([decode]).flops == pytest.approx(tflops * T, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["webvid", "webvid_sd15", "webvid_24gb"])
+def test_every_config_of_stable_diffusion_is_counted_without_its_weights(suffix, capsys):
+    stages = ["ae", "content", "motion", *([] if suffix.endswith("24gb") else ["generate"])]
+    main(["profile", *options(*(f"{stage}_{suffix}" for stage in stages))])
+    text = capsys.readouterr().out
+    for stage in ("autoencoder", "content", "motion"):
+        peak = float(re.findall(rf"\| {stage} \| bf16-mixed .* (\S+) \|\n", text)[0])
+        assert peak < (20 if suffix.endswith("24gb") else 70)
+    assert "codec: decoding" in text

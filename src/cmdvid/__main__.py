@@ -62,7 +62,9 @@ VERBS = {
         """\
   --config FILE          a stage's YAML; again for the other stages, one file each. Give that of
                          the autoencoder among them, for it sets the sizes. Without any: the
-                         paper's setting beside its tables""",
+                         paper's setting beside its tables
+  --data.KEY, --trainer.KEY VALUE
+                         change a setting of all of them, e.g. --data.batch_size 2""",
     ),
     "shapes": (
         "Write the procedural data set: mp4 files and a csv of captions.",

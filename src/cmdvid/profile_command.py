@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,17 +12,43 @@ from jsonargparse import (
 )
 from lightning.pytorch import LightningModule
 
-from cmdvid.cost_report import CONVENTION, paper_report, sampling_cost, training_table
-from cmdvid.profiling import Part, autoencoder_part, coding_cost, diffusion_part
+from cmdvid.cost_parts import (
+    autoencoder_part,
+    decoding_calls,
+    diffusion_part,
+    encoding_calls,
+    sampling_calls,
+)
+from cmdvid.cost_report import (
+    CONVENTION,
+    memory_table,
+    paper_report,
+    sampling_report,
+    training_table,
+)
+from cmdvid.profiling import Part
 
-T = 1e12
+
+@dataclass(frozen=True)
+class Frames:
+    """What clips become before any stage but the codec sees them.
+
+    Attributes:
+        codec: Of the autoencoder's stage.
+        autoencoder: The network.
+        clip: Number, height and width of frames.
+    """
+
+    codec: Any
+    autoencoder: Any
+    clip: tuple[int, int, int]
 
 
 def main(args: Sequence[str]) -> None:
     """Print the costs of the configs' stages; without one, those of the paper's setting.
 
     Args:
-        args: ``--config FILE`` for each stage, in any order.
+        args: ``--config FILE`` for each stage, in any order, and settings that replace theirs.
 
     Raises:
         ValueError: If a config is wrong, or says too little of the size of clips.
@@ -30,39 +57,44 @@ def main(args: Sequence[str]) -> None:
         prog="cmdvid profile", allow_abbrev=False, exit_on_error=False
     )
     options.add_argument("--config", action="append", default=[], help="a stage's YAML; repeat")
-    files = options.parse_args(list(args)).config
-    print(config_report(files) if files else paper_report())
+    known, settings = options.parse_known_args(list(args))
+    if settings and not known.config:
+        raise ValueError(f"{settings[0]}: the paper's setting has no settings; give --config FILE")
+    print(config_report(known.config, settings) if known.config else paper_report())
     print(f"\n{CONVENTION}")
 
 
-def config_report(files: Sequence[str]) -> str:
-    """Tables of training for each config, and of sampling if all three networks are there."""
-    settings = [read(file) for file in files]
-    stages = {file: build(each) for file, each in zip(files, settings, strict=True)}
-    frames = [s.autoencoder for s in stages.values() if hasattr(s, "autoencoder")]
-    sized = [each.data for each in settings if each.data.latents is None]
-    if not frames or not sized:
+def config_report(files: Sequence[str], overrides: Sequence[str] = ()) -> str:
+    """Tables of training for each config, and of sampling if all three networks are there.
+
+    Raises:
+        ValueError: If none is of the autoencoder.
+    """
+    settings = [read(file, overrides) for file in files]
+    stages = [build(each) for each in settings]
+    sized = [
+        (stage, each.data.spec)
+        for stage, each in zip(stages, settings, strict=True)
+        if hasattr(stage, "autoencoder")
+    ]
+    if not sized:
         raise ValueError(
             f"{', '.join(files)}: give the autoencoder's config too, for it says how large the "
             "content frame and the motion latent are"
         )
-    spec, autoencoder = sized[0].spec, frames[0]
-    codec = next(s.codec for s in stages.values() if hasattr(s, "codec"))
-    clip = (spec.num_frames, *(side // codec.stride for side in spec.image_size))
-    parts: dict[str, Part] = {}
-    for stage, each in zip(stages.values(), settings, strict=True):
-        if part := _part(stage, autoencoder, clip, each.data.batch_size):
-            parts[part.name] = part
-    text = f"Training, clips of {'x'.join(map(str, clip))} (frames, height, width)\n\n"
-    text += training_table(list(parts.values()))
-    encode, decode = coding_cost(autoencoder, clip)
-    text += f"\n\nEncoding a clip: {encode.flops / T:.4g} TFLOPs; decoding: {decode.flops / T:.4g}"
-    if {"content", "motion"} <= parts.keys():
-        text += "\n\n" + _sampling(stages.values(), parts, decode)
+    stage, spec = sized[0]
+    height, width = (side // stage.codec.stride for side in spec.image_size)
+    frames = Frames(stage.codec, stage.autoencoder, (spec.num_frames, height, width))
+    found = [_part(s, frames, each) for s, each in zip(stages, settings, strict=True)]
+    parts = [part for part in found if part is not None]
+    text = f"Training, clips of {'x'.join(map(str, frames.clip))} (frames, height, width)\n\n"
+    text += f"{training_table(parts)}\n\n{memory_table(parts)}"
+    if {"content", "motion"} <= {part.name for part in parts}:
+        text += "\n\n" + _sampling(stages, settings, parts, frames)
     return text
 
 
-def read(file: str) -> Namespace:
+def read(file: str, overrides: Sequence[str] = ()) -> Namespace:
     """Parse a config as ``fit`` does, building nothing."""
     import cmdvid.stages  # noqa: F401  # so that short class names are found
     from cmdvid.cli import CMDTrainer, Parser
@@ -73,58 +105,74 @@ def read(file: str) -> Namespace:
     parser.add_lightning_class_args(CMDTrainer, "trainer")
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(VideoDataModule, "data")
-    return parser.parse_args(["--config", file])
+    return parser.parse_args(["--config", file, *overrides])
 
 
 def build(settings: Namespace) -> Any:
-    """The stage of a config on the meta device; a pretrained text tower is frozen, not read."""
+    """The stage of a config on the meta device; pretrained networks are frozen there, not read."""
     from cmdvid.cli import Parser
 
     parser = Parser()
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
-    frozen = False
-    for key in list(settings.model.keys()):
-        if key.endswith(".pretrained") and settings.model[key]:
-            settings.model[key], frozen = None, True
     with torch.device("meta"):
         built: Any = parser.instantiate_classes(Namespace(model=settings.model))
-    if frozen:
-        built.model.diffusion.conditioner.requires_grad_(False)
     return built.model
 
 
-def _part(stage: Any, autoencoder: Any, clip: tuple[int, ...], batch_size: int) -> Part | None:
+def _part(stage: Any, frames: Frames, settings: Namespace) -> Part | None:
     """What a stage trains; nothing in the stage that generates."""
+    trainer, data = settings.trainer, settings.data
+    alone = trainer.devices in (1, "1")
+    how: dict[str, Any] = {
+        "batch_size": data.batch_size,
+        "accumulate": trainer.accumulate_grad_batches,
+        "precision": str(trainer.precision or "32-true"),
+        "buckets": "ddp" in str(trainer.strategy) and not alone,
+    }
+    calls = encoding_calls(frames.codec, frames.autoencoder, frames.clip, data.batch_size)
     if hasattr(stage, "autoencoder"):
-        return autoencoder_part(stage.autoencoder, clip, batch_size)
+        calls.pop("autoencoder")  # part of the pass
+    if not hasattr(stage, "diffusion") or data.latents is None:
+        how["frozen"] = tuple(call.network for call in calls.values())
+        how["before"] = tuple(calls.values())
+    if hasattr(stage, "autoencoder"):
+        return autoencoder_part(stage.autoencoder, frames.clip, **how)
     if not hasattr(stage, "diffusion"):
         return None
-    length, height, width = clip
-    content = (autoencoder.channels, height, width)
+    return _diffusion_part(stage, frames, how)
+
+
+def _diffusion_part(stage: Any, frames: Frames, how: dict[str, Any]) -> Part:
+    autoencoder, (length, height, width) = frames.autoencoder, frames.clip
     places = height // autoencoder.patch + width // autoencoder.patch
+    content = (autoencoder.channels, height, width)
     motion = (autoencoder.config["motion_channels"], length, places)
+    shape, context = (content, {}) if stage.part == "content" else (motion, {"content": content})
     denoiser, conditioner = stage.diffusion.denoiser, stage.diffusion.conditioner
-    if stage.part == "content":
-        return diffusion_part("content", denoiser, conditioner, content, batch_size=batch_size)
-    return diffusion_part(
-        "motion", denoiser, conditioner, motion, batch_size=batch_size, content=content
-    )
+    return diffusion_part(stage.part, denoiser, conditioner, shape, context=context, **how)
 
 
-def _sampling(stages: Any, parts: dict[str, Part], decode: Any) -> str:
-    """One line, by the generation's settings if its config is given, else by the stages' own."""
-    by_part = {stage.part: stage for stage in stages if hasattr(stage, "part")}
-    pair = [by_part["content"], by_part["motion"]]
+def _sampling(
+    stages: Sequence[Any], settings: Sequence[Namespace], parts: Sequence[Part], frames: Frames
+) -> str:
+    """A sample by the generation's settings if its config is given, else by the stages' own."""
+    names = ("content", "motion")
+    pair = [next(s for s in stages if getattr(s, "part", None) == name) for name in names]
+    named = {part.name: part for part in parts}
     steps = [stage.num_inference_steps for stage in pair]
     scales = [stage.guidance_scale for stage in pair]
-    for stage in stages:
-        if hasattr(stage, "sampling"):
-            how = stage.sampling
+    precision = named["content"].precision
+    for stage, each in zip(stages, settings, strict=True):
+        if how := getattr(stage, "sampling", None):
             steps = [how["num_inference_steps"], how["motion_inference_steps"]]
             scales = [how["guidance_scale"]] * 2
-    guided = (scales[0] != 1, scales[1] != 1)
-    cost = sampling_cost(parts, decode, steps=(steps[0], steps[1]), guided=guided)
-    return (
-        f"A sample: {steps[0]} content and {steps[1]} motion steps, guidance {scales[0]:g} and "
-        f"{scales[1]:g}, decoding without codec: {cost.flops / T:.4g} TFLOPs"
+            precision = str(each.trainer.precision or "32-true")
+    calls = sampling_calls(
+        [named[name] for name in names],
+        [stage.diffusion.conditioner for stage in pair],
+        steps=steps,
+        scales=scales,
     )
+    decoding = decoding_calls(frames.codec, frames.autoencoder, frames.clip)
+    calls |= {f"{name}: decoding": call for name, call in decoding.items()}
+    return sampling_report(calls, precision)

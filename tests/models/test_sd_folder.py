@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from cmdvid.models.sd_architectures import SD21_BASE
 from cmdvid.models.sd_folder import load_part, locate, read_config
 
 
@@ -50,3 +51,12 @@ def test_pickled_weights_are_refused(sd_folder, tmp_path):
         ValueError, match=r"needed is a \.safetensors file, found config\.json, dif"
     ):
         load_part(AutoencoderKL, str(tmp_path), "vae")
+
+
+def test_on_meta_known_hub_models_have_sizes_without_being_read():
+    with torch.device("meta"):
+        unet = load_part(UNet2DConditionModel, SD21_BASE, "unet")
+    assert unet.device.type == "meta"
+    assert sum(p.numel() for p in unet.parameters()) == 865_910_724
+    with pytest.raises(ValueError, match=r"unet/config\.json could not be had from"):
+        load_part(UNet2DConditionModel, SD21_BASE, "unet")

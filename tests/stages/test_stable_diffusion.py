@@ -8,12 +8,15 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from cmdvid.models.autoencoder import Autoencoder
+from cmdvid.models.conditioning import LabelConditioner
 from cmdvid.models.diffusion import Diffusion
+from cmdvid.models.motion_dit import MotionDiT
 from cmdvid.models.sd_codec import StableDiffusionCodec
 from cmdvid.models.sd_text import StableDiffusionText
 from cmdvid.models.stable_diffusion import StableDiffusionUNet, stable_diffusion_scheduler
 from cmdvid.stages.autoencoder import AutoencoderStage
 from cmdvid.stages.content import ContentStage
+from cmdvid.stages.motion import MotionStage
 from cmdvid.stages.networks import FrozenAutoencoder, load_network, read_checkpoint
 from cmdvid.types import ClipBatch
 
@@ -87,3 +90,13 @@ def test_the_content_stage_trains_and_its_unet_comes_back(
     torch.testing.assert_close(
         unet(noisy, t, text(CAPTIONS)), averaged(noisy, t, diffusion.conditioner(CAPTIONS))
     )
+
+
+def test_a_stage_can_compute_activations_twice(autoencoder_ckpt):
+    autoencoder = Autoencoder(4, width=16, depth=1, num_heads=2)
+    AutoencoderStage(autoencoder, gradient_checkpointing=True)
+    assert autoencoder.is_gradient_checkpointing
+    denoiser = MotionDiT(channels=4, width=32, depth=1, num_heads=2)
+    diffusion = Diffusion(denoiser, conditioner=LabelConditioner(2))
+    MotionStage(diffusion, autoencoder_ckpt=autoencoder_ckpt, gradient_checkpointing=True)
+    assert denoiser.is_gradient_checkpointing

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from cmdvid.models.sd_architectures import known_config
+
 INDEX = "model_index.json"
 CONFIGS = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
 
@@ -25,15 +27,14 @@ def load_part(cls: Any, model: str, part: str) -> Any:
         ValueError: If the model has no such part, or it is of another class, or its weights are
             not in safetensors.
     """
-    where, config = locate(model, part), read_config(model, part)
+    config = read_config(model, part)
     named = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     if named and named != cls.__name__:
         raise ValueError(f"{model}: its {part} is of class {named}, needed is {cls.__name__}")
     of_diffusers = hasattr(cls, "load_config")
-    if torch.get_default_device().type == "meta":
-        if of_diffusers:
-            return cls.from_config(cls.load_config(**where))
-        return cls(cls.config_class.from_pretrained(**where))
+    if on_meta():
+        return cls.from_config(config) if of_diffusers else cls(cls.config_class.from_dict(config))
+    where = locate(model, part)
     dtype = {"torch_dtype" if of_diffusers else "dtype": torch.float32}
     try:
         return cls.from_pretrained(**where, **dtype, use_safetensors=True)
@@ -75,12 +76,19 @@ def locate(model: str, part: str) -> dict[str, str]:
     return whole if _from_hub(model, f"{part}/{config}", or_none=True) else own
 
 
+def on_meta() -> bool:
+    """Whether networks are being built on the meta device, for their sizes alone."""
+    return torch.get_default_device().type == "meta"
+
+
 def read_config(model: str, part: str) -> dict[str, Any]:
-    """The configuration of a part, as its library wrote it.
+    """The configuration of a part, as its library wrote it; on meta, what is known of hub models.
 
     Raises:
         ValueError: As :func:`locate` does.
     """
+    if on_meta() and not Path(model).is_dir() and (known := known_config(model, part)):
+        return dict(known)
     where, name = locate(model, part), CONFIGS.get(part, "config.json")
     file = _path(where) / name
     if not file.is_file():

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cmdvid.models.frozen import FrozenTower, distinct, in_dtype
-from cmdvid.models.sd_folder import load_part, locate
+from cmdvid.models.sd_folder import load_part, locate, on_meta
 from cmdvid.types import Condition
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,10 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
         super().__init__()
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        where: Any = locate(model, "tokenizer")
-        self.tokenizer: Any = CLIPTokenizer.from_pretrained(**where)
+        self.tokenizer: Any = None  # nothing is read on the meta device
+        if not on_meta():
+            where: Any = locate(model, "tokenizer")
+            self.tokenizer = CLIPTokenizer.from_pretrained(**where)
         self._frozen = FrozenTower(load_part(CLIPTextModel, model, "text_encoder"))
         self.dim: int = self.text_encoder.config.hidden_size
         self._cut: set[int] = set()

@@ -27,6 +27,7 @@ class AutoencoderStage(LightningModule):
         optimizer: Paper: Adam, lr 1e-5, betas (0.5, 0.9), no weight decay.
         lr_scheduler: Steps once per optimizer step; none in the paper.
         statistics_clips: Training clips over which latents are measured when training ends.
+        gradient_checkpointing: Compute activations twice instead of keeping them.
     """
 
     def __init__(
@@ -37,10 +38,13 @@ class AutoencoderStage(LightningModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         statistics_clips: int = 1024,
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["autoencoder", "codec", "optimizer", "lr_scheduler"])
         self.autoencoder = autoencoder
+        if gradient_checkpointing:
+            autoencoder.enable_gradient_checkpointing()
         self.codec: Any = (codec or PixelCodec()).requires_grad_(False)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.statistics_clips = statistics_clips

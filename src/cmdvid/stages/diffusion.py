@@ -27,6 +27,7 @@ class DiffusionStage(LightningModule):
         lr_scheduler: Steps once per optimizer step; none in the paper.
         num_inference_steps: Of previews and ``predict`` (paper: 50 content, 100 motion steps).
         guidance_scale: Of previews and ``predict``.
+        gradient_checkpointing: Compute the denoiser's activations twice instead of keeping them.
     """
 
     part: str  # of VideoLatent
@@ -40,10 +41,13 @@ class DiffusionStage(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 4.0,
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["diffusion", "optimizer", "lr_scheduler"])
         self.diffusion = diffusion
+        if gradient_checkpointing:
+            cast(Any, diffusion.denoiser).enable_gradient_checkpointing()
         self.latents = LatentSource(autoencoder_ckpt)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
