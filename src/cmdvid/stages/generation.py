@@ -88,7 +88,7 @@ class GenerationStage(LightningModule):
         from cmdvid.pipeline import CMDPipeline
 
         try:
-            self.pipe = CMDPipeline.from_pretrained(self.pipeline)
+            self.pipe = CMDPipeline.from_pretrained(self.pipeline, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{self.pipeline}: no pipeline could be loaded from here; make one with "
