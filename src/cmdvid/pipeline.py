@@ -18,7 +18,7 @@ from cmdvid.models.content_unet import ContentUNet
 from cmdvid.models.diffusion import guided_sample, seeded_noise
 from cmdvid.models.frozen import same_network
 from cmdvid.models.motion_dit import MotionDiT
-from cmdvid.models.sd_codec import StableDiffusionCodec
+from cmdvid.models.sd_codec import StableDiffusionCodec, with_vae
 from cmdvid.models.sd_text import StableDiffusionText
 from cmdvid.models.stable_diffusion import StableDiffusionUNet
 from cmdvid.request import CMDOutput, Request, make_output, make_request, step_end
@@ -207,34 +207,27 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         modules = (self.text_encoder, None if own else self.unet)
         if any(getattr(module, "peft_config", None) for module in modules):
             raise ValueError(
-                "a loaded LoRA is no part of a saved pipeline: make it one with fuse_lora() and "
-                "unload_lora_weights(), or only unload it"
+                "a loaded LoRA is not saved: call fuse_lora() and then unload_lora_weights(), or "
+                "unload it alone"
             )
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def enable_vae_tiling(self) -> None:
         """Decode in overlapping tiles: less memory for large pictures."""
-        self._vae_codec.tiling = True
+        with_vae(self.codec).tiling = True
 
     def disable_vae_tiling(self) -> None:
         """Decode whole frames again."""
-        self._vae_codec.tiling = False
+        with_vae(self.codec).tiling = False
 
     def enable_vae_slicing(self) -> None:
         """Encode and decode one frame at a time."""
-        self._vae_codec.chunk_size = 1
+        with_vae(self.codec).chunk_size = 1
 
     def disable_vae_slicing(self) -> None:
         """Encode and decode as many frames at a time as the codec was made for."""
-        self._vae_codec.chunk_size = self._vae_codec.config.chunk_size
-
-    @property
-    def _vae_codec(self) -> Any:
-        if not isinstance(self.codec, StableDiffusionCodec):
-            raise ValueError(
-                f"the codec is a {type(self.codec).__name__}, which has no VAE to tile or slice"
-            )
-        return self.codec
+        codec = with_vae(self.codec)
+        codec.chunk_size = codec.config.chunk_size
 
     def _sampler(self, request: Request, **options: Any) -> Callable[..., Tensor]:
         embed = cache(request.embed)  # one network may be the conditioner of both models

@@ -55,7 +55,7 @@ class ContentUNet(ModelMixin, ConfigMixin):
     def forward(
         self,
         noisy: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         condition: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b c h w"]:
         """Predict the noise (or velocity, or sample) in a content frame (CMD Eq. 7).

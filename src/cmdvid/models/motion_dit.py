@@ -67,7 +67,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
     def forward(
         self,
         noisy: Float[Tensor, "b m l s"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         condition: Float[Tensor, "b e"],
         *,
         content: Float[Tensor, "b c h w"],

@@ -209,6 +209,17 @@ def check_codec(
     return ours
 
 
+def with_vae(codec: nn.Module) -> StableDiffusionCodec:
+    """The codec itself, if it has a VAE.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if not isinstance(codec, StableDiffusionCodec):
+        raise ValueError(f"the codec is a {type(codec).__name__}, with no VAE to tile or slice")
+    return codec
+
+
 def _check_tiny(codec: StableDiffusionCodec, *, source: str) -> None:
     config = codec.tiny.config
     stride = 2 ** (len(config.decoder_block_out_channels) - 1)

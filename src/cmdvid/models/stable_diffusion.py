@@ -68,7 +68,7 @@ class StableDiffusionUNet(ModelMixin, ConfigMixin):
     def forward(
         self,
         noisy: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         condition: Float[Tensor, "b ..."],
     ) -> Float[Tensor, "b c h w"]:
         """Predict the noise (or velocity) in a content frame (CMD Eq. 7).
