@@ -1,55 +1,19 @@
 """A pipeline whose content model is Stable Diffusion does what Stable Diffusion pipelines do."""
 
 import logging
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.hooks import CpuOffload
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    StableDiffusionPipeline,
-)
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 
 from cmdvid import CMDPipeline
-from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.models.conditioning import TextConditioner
-from cmdvid.models.motion_dit import MotionDiT
-from cmdvid.models.sd_codec import StableDiffusionCodec
-from cmdvid.models.sd_text import StableDiffusionText
-from cmdvid.models.stable_diffusion import StableDiffusionUNet, stable_diffusion_scheduler
-
-
-def make(sd_folder: str, **unet) -> CMDPipeline:
-    torch.manual_seed(0)
-    motion = MotionDiT(
-        channels=4, motion_channels=2, width=32, depth=1, num_heads=4, condition_dim=16
-    )
-    for parameter in motion.parameters():  # those that start at zero would hide inputs
-        torch.nn.init.normal_(parameter, std=0.1)
-    pipe = CMDPipeline(
-        autoencoder=Autoencoder(4, width=16, depth=1, num_heads=2, motion_channels=2),
-        codec=StableDiffusionCodec(sd_folder),
-        content_denoiser=StableDiffusionUNet(sd_folder, **unet).eval(),
-        content_conditioner=StableDiffusionText(sd_folder),
-        content_scheduler=stable_diffusion_scheduler(sd_folder),
-        motion_denoiser=motion,
-        motion_conditioner=TextConditioner(width=16, num_layers=1, num_heads=2),
-        motion_scheduler=DDIMScheduler(clip_sample=False),
-        content_shape=[4, 4, 8],
-        motion_shape=[2, 4, 6],
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture
-def pipe(sd_folder) -> CMDPipeline:
-    return make(sd_folder)
+def pipe(make_sd_pipeline) -> CMDPipeline:
+    return make_sd_pipeline()
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -65,23 +29,6 @@ def same(one, other) -> bool:
     return torch.allclose(one.frames, other.frames, atol=1e-5, rtol=0)
 
 
-@pytest.fixture
-def lora(sd_folder, tmp_path) -> Path:
-    """A LoRA file as diffusers' own training scripts write it."""
-    image = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
-    names = {"unet": ["to_q", "to_v"], "text_encoder": ["q_proj", "v_proj"]}
-    weights = {}
-    for part, targets in names.items():
-        network = getattr(image, part)
-        network.add_adapter(LoraConfig(r=2, target_modules=targets))
-        for name, parameter in network.named_parameters():
-            if "lora_" in name:
-                torch.nn.init.normal_(parameter, std=0.5)
-        weights[f"{part}_lora_layers"] = get_peft_model_state_dict(network, adapter_name="default")
-    StableDiffusionPipeline.save_lora_weights(tmp_path, **weights)
-    return tmp_path / "pytorch_lora_weights.safetensors"
-
-
 def test_round_trip_through_a_folder(pipe, tmp_path, caplog):
     pipe.save_pretrained(tmp_path)
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt")]
@@ -92,53 +39,6 @@ def test_round_trip_through_a_folder(pipe, tmp_path, caplog):
     assert not [r.message for r in caplog.records if "Expected types" in r.message]
     loaded.set_progress_bar_config(disable=True)
     assert same(sample(loaded), sample(pipe))
-
-
-def test_a_lora_file_loads_fuses_and_unloads(pipe, lora, tmp_path):
-    before = sample(pipe)
-    pipe.load_lora_weights(lora.parent, weight_name=lora.name)
-    with pytest.raises(ValueError, match=r"LoRA is not saved: call fuse_lora\(\)"):
-        pipe.save_pretrained(tmp_path / "lost")
-    loaded = sample(pipe)
-    assert not torch.allclose(loaded.frames, before.frames, atol=1e-3)
-    pipe.fuse_lora()
-    assert same(sample(pipe), loaded)
-    pipe.unfuse_lora()
-    pipe.unload_lora_weights()
-    assert same(sample(pipe), before)
-    pipe.load_lora_weights(str(lora))
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
-    assert same(sample(pipe), loaded)
-    pipe.save_pretrained(tmp_path / "fused")
-    again = CMDPipeline.from_pretrained(tmp_path / "fused")
-    again.set_progress_bar_config(disable=True)
-    assert same(sample(again), loaded)
-
-
-def test_a_lora_does_to_content_frames_what_it_does_to_images(pipe, lora, sd_folder):
-    image = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
-    for each in (image, pipe):
-        each.load_lora_weights(str(lora))
-    noisy, t = torch.randn(1, 4, 4, 8), torch.tensor([500])
-    ids = pipe.content_conditioner._tokens(["a dog"])
-    with torch.no_grad():
-        text = image.text_encoder(ids).last_hidden_state
-        torch.testing.assert_close(pipe.content_conditioner(["a dog"]), text)
-        expected = image.unet(noisy, t, text).sample
-        torch.testing.assert_close(pipe.content_denoiser(noisy, t, text), expected)
-
-
-def test_a_loaded_lora_comes_on_top_of_the_one_of_training(sd_folder, lora):
-    pipe = make(sd_folder, lora_rank=2)
-    for name, parameter in pipe.unet.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    before = sample(pipe)
-    pipe.load_lora_weights(str(lora))
-    assert not torch.allclose(sample(pipe).frames, before.frames, atol=1e-3)
-    pipe.unload_lora_weights()
-    assert same(sample(pipe), before)
 
 
 def test_every_caption_is_read_once(pipe, monkeypatch):

@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.import_utils import is_peft_available
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from cmdvid.models.sd_folder import load_part, read_config
@@ -75,7 +75,7 @@ class StableDiffusionUNet(ModelMixin, ConfigMixin):
 
         Args:
             noisy: Content frames of the U-Net's own number of channels.
-            t: Diffusion steps.
+            t: Diffusion steps; some schedulers have some between two.
             condition: Text as a sequence, ``b n d``.
 
         Raises:
