@@ -78,10 +78,11 @@ def train(run: Path, sd_folder: str, clips: str, steps: int = 24) -> dict[str, l
         return {"diffusion": part("diffusion.Diffusion", **settings), "autoencoder_ckpt": ckpt}
 
     text, scheduler = part(TEXT, model=sd_folder), part(SCHEDULER, model=sd_folder)
-    for name, rank, lr in (("content", None, 5e-3), ("lora", 4, 5e-2)):
+    for name, rank, lr in (("content", None, 5e-3), ("lora", 8, 2e-2)):
         model = diffusion(part(UNET, model=sd_folder, lora_rank=rank), text, scheduler)
         losses[name] = fit(run / name, "ContentStage", model, clips, lr=lr, steps=steps)
-    motion = part("motion_dit.MotionDiT", channels=4, motion_channels=2, condition_dim=16, **size)
+    sizes = {"channels": 4, "motion_channels": 2, "condition_dim": 16}
+    motion = part("motion_dit.MotionDiT", **sizes, patch=1, content_patch=2, **size)
     text = part("conditioning.TextConditioner", width=16, num_layers=1, num_heads=2)
     model = diffusion(motion, text)
     losses["motion"] = fit(run / "motion", "MotionStage", model, clips, lr=3e-3, steps=steps)
