@@ -37,13 +37,13 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         content_conditioner: Embeds conditions for it.
         content_scheduler: Any diffusers scheduler; ``pipe.scheduler`` is a name of it too.
         motion_denoiser: Denoises motion latents.
-        motion_conditioner: Embeds conditions for it; the same object as the other conditioner, if
-            they are the same network, and then it reads each caption once for both.
+        motion_conditioner: Likewise; if both are the same network, they become one object, which
+            reads each caption once.
         motion_scheduler: As for content, and swapped by its own name alone.
         content_shape: Channels, height and width of the content frame.
         motion_shape: Channels, frames, and rows + columns of the motion latent.
 
-    The arguments are the pipeline's parts, as diffusers wants them: one name each.
+    The arguments are the parts, as diffusers wants them: one name each.
     """
 
     model_cpu_offload_seq = (
@@ -103,8 +103,7 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             num_inference_steps: Content steps (paper: 50).
             motion_inference_steps: Motion steps (paper: 100); as many as content steps if None.
             guidance_scale: s = 1 + w of the paper, for both models; 1 turns guidance off.
-            negative_prompt: Caption to guide away from, or one for each condition, in place of
-                the empty one.
+            negative_prompt: What to guide away from, not the empty caption; or one for each.
             num_videos_per_prompt: Clips for each condition; those of one follow each other.
             generator: One for all clips, or one for each: then a clip does not depend on the
                 others in its batch.
@@ -189,9 +188,10 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ValueError: If the content model is not Stable Diffusion's U-Net.
         """
         if self.unet is None:
+            name = type(self.content_denoiser).__name__
             raise ValueError(
-                f"the content denoiser is a {type(self.content_denoiser).__name__}; a LoRA of "
-                "Stable Diffusion needs a StableDiffusionUNet"
+                f"the content denoiser is a {name}; a LoRA of Stable Diffusion needs "
+                "a StableDiffusionUNet"
             )
         self.content_denoiser.merge_lora()
         safe = {"use_safetensors": True} | kwargs
@@ -203,12 +203,11 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         Raises:
             ValueError: If a loaded LoRA would be lost.
         """
-        own = self.unet is not None and self.content_denoiser.config.lora_rank is not None
-        modules = (self.text_encoder, None if own else self.unet)
+        trained = self.unet is not None and self.content_denoiser.config.lora_rank is not None
+        modules = (self.text_encoder, None if trained else self.unet)
         if any(getattr(module, "peft_config", None) for module in modules):
             raise ValueError(
-                "a loaded LoRA is not saved: call fuse_lora() and then unload_lora_weights(), or "
-                "unload it alone"
+                "a loaded LoRA is not saved: fuse_lora() it, and unload_lora_weights()"
             )
         super().save_pretrained(save_directory, *args, **kwargs)
 
