@@ -190,8 +190,7 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if self.unet is None:
             name = type(self.content_denoiser).__name__
             raise ValueError(
-                f"the content denoiser is a {name}; a LoRA of Stable Diffusion needs "
-                "a StableDiffusionUNet"
+                f"the content denoiser is a {name}; a LoRA needs a StableDiffusionUNet"
             )
         self.content_denoiser.merge_lora()
         safe = {"use_safetensors": True} | kwargs
@@ -206,9 +205,7 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         trained = self.unet is not None and self.content_denoiser.config.lora_rank is not None
         modules = (self.text_encoder, None if trained else self.unet)
         if any(getattr(module, "peft_config", None) for module in modules):
-            raise ValueError(
-                "a loaded LoRA is not saved: fuse_lora() it, and unload_lora_weights()"
-            )
+            raise ValueError("a loaded LoRA is not saved: fuse_lora(), then unload_lora_weights()")
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def enable_vae_tiling(self) -> None:
