@@ -222,7 +222,7 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def disable_vae_slicing(self) -> None:
         """Encode and decode as many frames at a time as the codec was made for."""
-        codec = with_vae(self.codec)
+        codec: Any = with_vae(self.codec)
         codec.chunk_size = codec.config.chunk_size
 
     def _sampler(self, request: Request, **options: Any) -> Callable[..., Tensor]:
