@@ -53,7 +53,7 @@ demo: setup  ## train, generate and score on the shapes (FAST=1) or on your vide
 	$(if $(DATA),,$(CMDVID) shapes --out $(RUN)/data $(VIDEOS))
 	$(CMDVID) fit $(call overlay,ae) $(call place,autoencoder) $(TRAIN)
 	rm -rf $(RUN)/latents
-	$(CMDVID) encode --ckpt $(RUN)/autoencoder/last.ckpt --data.batch_size 64 --out $(RUN)/latents
+	$(CMDVID) encode --ckpt $(RUN)/autoencoder/last.ckpt --data.batch_size 16 --out $(RUN)/latents
 	@echo 'content and motion train side by side, a core each; content writes to $(RUN)/content.log'
 	@export OMP_NUM_THREADS=1; \
 	$(CMDVID) fit $(call overlay,content) $(call place,content) $(latents) \

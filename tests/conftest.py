@@ -89,3 +89,40 @@ def _tokenizer():
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: place for place, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+@pytest.fixture
+def make_sd_pipeline(sd_folder: str):
+    """A function that joins the tiny Stable Diffusion and a random motion model."""
+    from diffusers import DDIMScheduler
+
+    from cmdvid import CMDPipeline
+    from cmdvid.models.autoencoder import Autoencoder
+    from cmdvid.models.conditioning import TextConditioner
+    from cmdvid.models.motion_dit import MotionDiT
+    from cmdvid.models.sd_codec import StableDiffusionCodec
+    from cmdvid.models.sd_text import StableDiffusionText
+    from cmdvid.models.stable_diffusion import StableDiffusionUNet, stable_diffusion_scheduler
+
+    def make(**unet) -> CMDPipeline:
+        motion = MotionDiT(
+            channels=4, motion_channels=2, width=32, depth=1, num_heads=4, condition_dim=16
+        )
+        for parameter in motion.parameters():  # those that start at zero would hide inputs
+            torch.nn.init.normal_(parameter, std=0.1)
+        pipe = CMDPipeline(
+            autoencoder=Autoencoder(4, width=16, depth=1, num_heads=2, motion_channels=2),
+            codec=StableDiffusionCodec(sd_folder),
+            content_denoiser=StableDiffusionUNet(sd_folder, **unet).eval(),
+            content_conditioner=StableDiffusionText(sd_folder),
+            content_scheduler=stable_diffusion_scheduler(sd_folder),
+            motion_denoiser=motion,
+            motion_conditioner=TextConditioner(width=16, num_layers=1, num_heads=2),
+            motion_scheduler=DDIMScheduler(clip_sample=False),
+            content_shape=[4, 4, 8],
+            motion_shape=[2, 4, 6],
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make

@@ -12,7 +12,7 @@ LAYERS = (  # a row imports only from rows above it
     {"video", "sheet", "losses", "metrics"},
     {"models", "data"},
     {"evaluation"},
-    {"pipeline", "stages", "callbacks"},
+    {"request", "pipeline", "stages", "callbacks", "export"},
     {"profiling", "memory", "cost_parts", "cost_report"},
     {"profile_command", "settings", "cli", "__main__", "__init__"},
 )

@@ -162,6 +162,15 @@ def test_stages_of_different_autoencoders_do_not_join(run, other_autoencoder, tm
     assert "all stages must share one autoencoder" in capsys.readouterr().err
 
 
+def test_only_stable_diffusion_exports_for_images(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        export(run, tmp_path / "pipeline", "--images-out", str(tmp_path / "images"))
+    message = capsys.readouterr().err
+    assert f"{run / 'content/last.ckpt'}: its content model has a ContentUNet" in message
+    assert "only one with a StableDiffusionUNet can be exported for images" in message
+    assert not (tmp_path / "pipeline").exists()
+
+
 @pytest.mark.parametrize("name", ["content", "motion"])
 def test_latents_of_another_autoencoder_are_refused(run, other_autoencoder, tmp_path, capsys, name):
     words = stage(name, run, 2, default_root_dir=tmp_path)

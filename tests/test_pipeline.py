@@ -110,3 +110,17 @@ def test_numbers_that_do_not_match_are_refused(pipe):
         sample(pipe, ["a", "b"], (1,))
     with pytest.raises(ValueError, match="got 1 content frames for 2 conditions"):
         sample(pipe, ["a", "b"], (1, 2), content=torch.zeros(1, 3, 8, 16))
+
+
+def test_what_only_stable_diffusion_has_is_refused_by_name(pipe):
+    with pytest.raises(ValueError, match="denoiser is a ContentDiT; a LoRA needs"):
+        pipe.load_lora_weights("style.safetensors")
+    with pytest.raises(ValueError, match="codec is a PixelCodec, with no VAE"):
+        pipe.enable_vae_tiling()
+
+
+def test_offload_works_with_every_codec(pipe):
+    before = sample(pipe).frames
+    pipe.enable_model_cpu_offload(device="cpu")
+    torch.testing.assert_close(sample(pipe).frames, before)
+    pipe.remove_all_hooks()

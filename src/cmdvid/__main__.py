@@ -55,7 +55,9 @@ VERBS = {
         """\
   --content PATH         content checkpoint
   --motion PATH          motion checkpoint
-  --out DIR              where the pipeline goes""",
+  --out DIR              where the pipeline goes
+  --images-out DIR       where the content model alone goes, for diffusers'
+                         StableDiffusionPipeline, if it is Stable Diffusion's U-Net""",
     ),
     "profile": (
         "Print what stages cost: parameters, operations, memory.",
@@ -80,7 +82,7 @@ VERBS = {
 }
 MODULES = {"profile": "cmdvid.profile_command"}  # whose main reads its own options
 FUNCTIONS = {  # verbs that are a function and need no Lightning
-    "export": ("cmdvid.pipeline", "export_pipeline"),
+    "export": ("cmdvid.export", "export_pipeline"),
     "shapes": ("cmdvid.data.shapes", "write_shapes"),
 }
 

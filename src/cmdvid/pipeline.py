@@ -1,76 +1,73 @@
 """From a condition to a clip: all three stages as one diffusers pipeline (CMD Algorithm 1)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from functools import cache
+from typing import Any, ClassVar, cast
 
 import torch
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils.outputs import BaseOutput
-from einops import rearrange
 from torch import Tensor
 
 from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.models.codecs import PixelCodec, decode_content, decode_latent, encode_clip
-from cmdvid.models.conditioning import LabelConditioner, TextConditioner, null_condition
+from cmdvid.models.conditioning import LabelConditioner, TextConditioner
 from cmdvid.models.content_dit import ContentDiT
 from cmdvid.models.content_unet import ContentUNet
 from cmdvid.models.diffusion import guided_sample, seeded_noise
+from cmdvid.models.frozen import same_network
 from cmdvid.models.motion_dit import MotionDiT
+from cmdvid.models.sd_codec import StableDiffusionCodec, with_vae
+from cmdvid.models.sd_text import StableDiffusionText
+from cmdvid.models.stable_diffusion import StableDiffusionUNet
+from cmdvid.request import CMDOutput, Request, make_output, make_request, step_end
 from cmdvid.types import Condition, VideoLatent
 
-Conditioner = LabelConditioner | TextConditioner
 
-
-@dataclass
-class CMDOutput(BaseOutput):
-    """Generated clips ``b 3 l h w`` and their content frames ``b 3 h w``, in [-1, 1].
-
-    With ``output_type="np"`` frames are ``b l h w 3`` in [0, 1], diffusers' convention.
-    """
-
-    frames: Any
-    content: Tensor
-
-
-class CMDPipeline(DiffusionPipeline):
+class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Generate clips: the content frame first, then motion given it, then decode both.
+
+    With Stable Diffusion as content model, its LoRA files, schedulers and tiling work as well.
 
     Args:
         autoencoder: Decodes a content frame and a motion latent.
         codec: Turns frames into pixels.
         content_denoiser: Denoises content frames.
         content_conditioner: Embeds conditions for it.
-        content_scheduler: Any diffusers scheduler; swap it as in every pipeline.
+        content_scheduler: Any diffusers scheduler; ``pipe.scheduler`` is a name of it too.
         motion_denoiser: Denoises motion latents.
-        motion_conditioner: Embeds conditions for it.
-        motion_scheduler: Likewise.
+        motion_conditioner: Likewise; if both are the same network, they become one object, which
+            reads each caption once.
+        motion_scheduler: As for content, and swapped by its own name alone.
         content_shape: Channels, height and width of the content frame.
         motion_shape: Channels, frames, and rows + columns of the motion latent.
 
-    The arguments are the pipeline's parts, as diffusers wants them: one name each.
+    The arguments are the parts, as diffusers wants them: one name each.
     """
+
+    model_cpu_offload_seq = (
+        "content_conditioner->content_denoiser->motion_conditioner->motion_denoiser"
+        "->autoencoder->codec"
+    )
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     def __init__(
         self,
         autoencoder: Autoencoder,
-        codec: PixelCodec,
-        content_denoiser: ContentDiT | ContentUNet,
-        content_conditioner: Conditioner,
+        codec: PixelCodec | StableDiffusionCodec,
+        content_denoiser: ContentDiT | ContentUNet | StableDiffusionUNet,
+        content_conditioner: LabelConditioner | TextConditioner | StableDiffusionText,
         content_scheduler: SchedulerMixin,
         motion_denoiser: MotionDiT,
-        motion_conditioner: Conditioner,
+        motion_conditioner: LabelConditioner | TextConditioner | StableDiffusionText,
         motion_scheduler: SchedulerMixin,
-        content_shape: list[int] | tuple[int, ...] = (
-            3,
-            64,
-            64,
-        ),  # defaults tell diffusers: not a module
+        # defaults tell diffusers: not a module
+        content_shape: list[int] | tuple[int, ...] = (3, 64, 64),
         motion_shape: list[int] | tuple[int, ...] = (8, 16, 64),
     ):
         super().__init__()
+        shared = same_network(content_conditioner, motion_conditioner)
         self.register_modules(
             autoencoder=autoencoder,
             codec=codec,
@@ -78,7 +75,7 @@ class CMDPipeline(DiffusionPipeline):
             content_conditioner=content_conditioner,
             content_scheduler=content_scheduler,
             motion_denoiser=motion_denoiser,
-            motion_conditioner=motion_conditioner,
+            motion_conditioner=content_conditioner if shared else motion_conditioner,
             motion_scheduler=motion_scheduler,
         )
         self.register_to_config(content_shape=list(content_shape), motion_shape=list(motion_shape))
@@ -91,50 +88,64 @@ class CMDPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         motion_inference_steps: int | None = None,
         guidance_scale: float = 4.0,
-        negative_prompt: str | None = None,
+        motion_guidance_scale: float | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         content: Tensor | None = None,
         output_type: str = "pt",
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> CMDOutput:
-        """Generate one clip for each condition (CMD Algorithm 1).
+        """Generate clips for each condition (CMD Algorithm 1).
 
         Args:
             condition: A caption, captions, or class indices.
             num_inference_steps: Content steps (paper: 50).
             motion_inference_steps: Motion steps (paper: 100); as many as content steps if None.
-            guidance_scale: s = 1 + w of the paper, for both models; 1 turns guidance off.
-            negative_prompt: Caption to guide away from, in place of the empty one.
-            generator: One for all samples, or one for each: then a sample does not depend on
-                the others in its batch.
+            guidance_scale: s = 1 + w of the paper; 1 turns guidance off.
+            motion_guidance_scale: That of the motion model; the content model's if None.
+            negative_prompt: What to guide away from, not the empty caption; or one for each.
+            num_videos_per_prompt: Clips for each condition; those of one follow each other.
+            generator: One for all clips, or one for each: then a clip does not depend on the
+                others in its batch.
             content: Content frames of unit variance to animate, in place of generated ones.
-            output_type: "pt" or "np".
+            output_type: "pt", "np", "pil" or "latent"; see CMDOutput.
+            callback_on_step_end: Called as ``f(pipe, step, t, kwargs)`` after each content step,
+                and then after each motion step, counted anew; returns the kwargs to go on with.
+            callback_on_step_end_tensor_inputs: What is in kwargs: "latents" or nothing.
 
         Raises:
-            ValueError: If there are not as many generators or content frames as conditions.
+            ValueError: If numbers do not match, or a setting has no such value.
         """
-        condition = [condition] if isinstance(condition, str) else condition
-        generators = self._generators(generator, len(condition))
-        noise = self._noise("content", generators)
-        motion_noise = self._noise("motion", generators)
+        request = make_request(
+            condition,
+            negative=negative_prompt,
+            generator=generator,
+            num_each=num_videos_per_prompt,
+            output_type=output_type,
+        )
+        noise, motion_noise = (self._noise(part, request) for part in ("content", "motion"))
         steps = motion_inference_steps or num_inference_steps
         total = steps + (num_inference_steps if content is None else 0)
         with cast(Any, self).progress_bar(total=total) as bar:
-            sample = self._sampler(condition, negative_prompt, guidance_scale, bar.update)
+            on_step = step_end(self, callback_on_step_end, callback_on_step_end_tensor_inputs, bar)
+            sample = self._sampler(request, on_step=on_step)
             if content is None:
-                content = sample("content", noise, num_inference_steps)
-            elif len(content) != len(condition):
-                raise ValueError(
-                    f"got {len(content)} content frames for {len(condition)} conditions"
-                )
-            latent = VideoLatent(content, sample("motion", motion_noise, steps, content=content))
-        frames: Any = self.decode(latent)
-        if output_type == "np":
-            frames = rearrange(frames / 2 + 0.5, "b c l h w -> b l h w c").cpu().numpy()
-        return CMDOutput(frames=frames, content=self.decode_content(latent))
+                content = sample("content", noise, num_inference_steps, guidance_scale)
+            elif len(content) != len(request):
+                raise ValueError(f"got {len(content)} content frames for {len(request)} conditions")
+            scale = guidance_scale if motion_guidance_scale is None else motion_guidance_scale
+            motion = sample("motion", motion_noise, steps, scale, content=content)
+        output = make_output(self, VideoLatent(content, motion), output_type)
+        self.maybe_free_model_hooks()
+        return output
 
     def encode(self, clip: Tensor) -> VideoLatent:
         """A clip in [-1, 1] to a latent of unit variance."""
-        return encode_clip(clip, codec=self.codec, autoencoder=self.autoencoder)
+        return encode_clip(
+            clip.to(self._execution_device), codec=self.codec, autoencoder=self.autoencoder
+        )
 
     def decode(self, latent: VideoLatent) -> Tensor:
         """A latent of unit variance to a clip in [-1, 1]."""
@@ -144,85 +155,101 @@ class CMDPipeline(DiffusionPipeline):
         """The content frame of a unit-variance latent as a picture in [-1, 1]."""
         return decode_content(latent, codec=self.codec, autoencoder=self.autoencoder)
 
-    def _sampler(
-        self,
-        condition: Any,
-        negative: str | None,
-        guidance_scale: float,
-        on_step: Callable[[], Any],
-    ) -> Callable[..., Tensor]:
-        def sample(part: str, noise: Tensor, num_steps: int, **context: Tensor) -> Tensor:
-            conditioner = getattr(self, f"{part}_conditioner")
-            nothing = (
-                [negative] * len(noise) if negative else null_condition(conditioner, len(noise))
+    @property
+    def scheduler(self) -> Any:
+        """The content model's scheduler, under the name that it has in image pipelines."""
+        return self.content_scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self.content_scheduler = scheduler
+
+    @property
+    def unet(self) -> Any:
+        """Stable Diffusion's U-Net inside the content denoiser, or None; LoRA goes into it."""
+        denoiser = self.content_denoiser
+        return denoiser.unet if isinstance(denoiser, StableDiffusionUNet) else None
+
+    @property
+    def text_encoder(self) -> Any:
+        """Stable Diffusion's text encoder inside the content conditioner, or None."""
+        conditioner = self.content_conditioner
+        return conditioner.text_encoder if isinstance(conditioner, StableDiffusionText) else None
+
+    def load_lora_weights(
+        self, source: Any, adapter_name: str | None = None, hotswap: bool = False, **kwargs: Any
+    ) -> None:
+        """Add a LoRA of Stable Diffusion; one of the content model's own training is merged first.
+
+        Args:
+            source: File (.safetensors), folder, hub id or state dict.
+            adapter_name: Name to tell several apart by.
+            hotswap: Replace the weights of the adapter of that name.
+            kwargs: What diffusers' ``lora_state_dict`` takes, such as weight_name.
+
+        Raises:
+            ValueError: If the content model is not Stable Diffusion's U-Net.
+        """
+        if self.unet is None:
+            name = type(self.content_denoiser).__name__
+            raise ValueError(
+                f"the content denoiser is a {name}; a LoRA needs a StableDiffusionUNet"
             )
+        self.content_denoiser.merge_lora()
+        safe = {"use_safetensors": True} | kwargs
+        super().load_lora_weights(source, adapter_name, hotswap, **safe)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write all parts to a folder, as every pipeline does.
+
+        Raises:
+            ValueError: If a loaded LoRA would be lost.
+        """
+        trained = self.unet is not None and self.content_denoiser.config.lora_rank is not None
+        modules = (self.text_encoder, None if trained else self.unet)
+        if any(getattr(module, "peft_config", None) for module in modules):
+            raise ValueError("a loaded LoRA is not saved: fuse_lora(), then unload_lora_weights()")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def enable_vae_tiling(self) -> None:
+        """Decode in overlapping tiles: less memory for large pictures."""
+        with_vae(self.codec).tiling = True
+
+    def disable_vae_tiling(self) -> None:
+        """Decode whole frames again."""
+        with_vae(self.codec).tiling = False
+
+    def enable_vae_slicing(self) -> None:
+        """Encode and decode one frame at a time."""
+        with_vae(self.codec).chunk_size = 1
+
+    def disable_vae_slicing(self) -> None:
+        """Encode and decode as many frames at a time as the codec was made for."""
+        codec: Any = with_vae(self.codec)
+        codec.chunk_size = codec.config.chunk_size
+
+    def _sampler(self, request: Request, **options: Any) -> Callable[..., Tensor]:
+        embed = cache(request.embed)  # one network may be the conditioner of both models
+
+        def sample(
+            part: str, noise: Tensor, num_steps: int, scale: float, **context: Any
+        ) -> Tensor:
+            condition, negative = embed(getattr(self, f"{part}_conditioner"))
             return guided_sample(
                 getattr(self, f"{part}_denoiser"),
                 getattr(self, f"{part}_scheduler"),
                 noise,
-                condition=conditioner(condition),
-                negative=conditioner(nothing),
+                condition=condition,
+                negative=negative,
                 num_inference_steps=num_steps,
-                guidance_scale=guidance_scale,
-                on_step=on_step,
+                guidance_scale=scale,
+                generators=request.generators,
+                **options,
                 **context,
             )
 
         return sample
 
-    def _noise(self, part: str, generators: Sequence[torch.Generator]) -> Tensor:
-        shape = getattr(self.config, f"{part}_shape")
-        return seeded_noise(shape, generators).to(self.device, self.autoencoder.dtype)
-
-    def _generators(self, generator: Any, num: int) -> Sequence[torch.Generator]:
-        if generator is None or isinstance(generator, torch.Generator):
-            return [generator or torch.Generator()] * num
-        if len(generator) != num:
-            raise ValueError(f"got {len(generator)} generators for {num} conditions")
-        return generator
-
-
-def export_pipeline(*, content: str, motion: str, out: str, autoencoder: str | None = None) -> None:
-    """Join the checkpoints of all stages into one pipeline folder, with averaged weights.
-
-    Args:
-        content: Checkpoint of the content stage.
-        motion: Checkpoint of the motion stage.
-        out: Folder to write; CMDPipeline.from_pretrained reads it.
-        autoencoder: Checkpoint of the autoencoder stage, if it moved since the others trained.
-
-    Raises:
-        ValueError: If the stages were trained on different autoencoders, or another one is given.
-    """
-    from cmdvid.stages.networks import FrozenAutoencoder, load_network, read_checkpoint
-
-    paths = {"content": content, "motion": motion}
-    checkpoints = {part: read_checkpoint(path) for part, path in paths.items()}
-    for part, checkpoint in checkpoints.items():
-        if "autoencoder" not in checkpoint:
-            raise ValueError(f"{paths[part]}: not a checkpoint of the {part} stage")
-    ckpt = autoencoder or checkpoints["content"]["autoencoder"]["ckpt"]
-    frozen = FrozenAutoencoder(ckpt)
-    for part, checkpoint in checkpoints.items():
-        origin = checkpoint["autoencoder"]
-        if origin["fingerprint"] != frozen.fingerprint:
-            raise ValueError(
-                f"{paths[part]}: trained on the autoencoder {origin['fingerprint'][:12]} "
-                f"({origin['ckpt']}), but {ckpt} holds "
-                f"{frozen.fingerprint[:12]}; all stages must share one autoencoder"
-            )
-    parts = {
-        f"{part}_{kind}": load_network(checkpoint, f"{part}_{kind}", source=paths[part])
-        for part, checkpoint in checkpoints.items()
-        for kind in ("denoiser", "conditioner", "scheduler")
-    }
-    shapes = checkpoints["motion"]["latent_shapes"]
-    pipeline = CMDPipeline(
-        autoencoder=frozen.autoencoder,
-        codec=frozen.codec,
-        content_shape=shapes["content"],
-        motion_shape=shapes["motion"],
-        **parts,
-    )
-    pipeline.save_pretrained(Path(out))
-    print(f"wrote the pipeline to {out}")
+    def _noise(self, part: str, request: Request) -> Tensor:
+        noise = seeded_noise(getattr(self.config, f"{part}_shape"), request.generators)
+        return noise.to(self._execution_device, self.autoencoder.dtype)

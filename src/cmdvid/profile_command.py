@@ -165,7 +165,7 @@ def _sampling(
     for stage, each in zip(stages, settings, strict=True):
         if how := getattr(stage, "sampling", None):
             steps = [how["num_inference_steps"], how["motion_inference_steps"]]
-            scales = [how["guidance_scale"]] * 2
+            scales = [how["guidance_scale"], how["motion_guidance_scale"] or how["guidance_scale"]]
             precision = str(each.trainer.precision or "32-true")
     calls = sampling_calls(
         [named[name] for name in names],

@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -119,6 +120,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
             self.register_buffer(f"{name}_std", torch.ones(size))
         self.register_buffer("measured", torch.tensor(False))
 
+    @apply_forward_hook
     def encode(self, frames: Float[Tensor, "b c l h w"]) -> VideoLatent:
         """Separate frames into content (Eq. 3) and motion (Eq. 4).
 
@@ -135,6 +137,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
             content_frame(frames, importance), rearrange(motion, "b l s m -> b m l s")
         )
 
+    @apply_forward_hook
     def decode(self, latent: VideoLatent) -> Float[Tensor, "b c l h w"]:
         """Rebuild the frames from content and motion (Eqs. 5 and 6).
 
@@ -171,6 +174,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
             self.get_buffer(f"{name}_std").copy_(statistics[1])
         self.get_buffer("measured").fill_(True)
 
+    @apply_forward_hook
     def normalize(self, latent: VideoLatent) -> VideoLatent:
         """Scale a latent to zero mean and unit variance per channel, as diffusion wants it."""
         return VideoLatent(
@@ -178,6 +182,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
             (latent.motion - self._stat("motion_mean", 2)) / self._stat("motion_std", 2),
         )
 
+    @apply_forward_hook
     def denormalize(self, latent: VideoLatent) -> VideoLatent:
         """Undo :meth:`normalize`."""
         return VideoLatent(

@@ -6,7 +6,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.types import VideoLatent
@@ -23,7 +23,8 @@ class PixelCodec(ModelMixin, ConfigMixin):
     def __init__(self):
         super().__init__()
         # diffusers asks every part of a pipeline where it is, so there must be a tensor to ask.
-        self.register_buffer("scale", torch.ones(()))
+        # accelerate, which moves parts to a device and back, asks their parameters.
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
 
     def encode(self, clip: Float[Tensor, "b 3 l h w"]) -> Float[Tensor, "b 3 l h w"]:
         """The clip itself."""

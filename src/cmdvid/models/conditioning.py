@@ -1,6 +1,6 @@
 """Class labels and captions to embeddings; the null condition that guidance needs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -135,6 +135,10 @@ class TextConditioner(ModelMixin, ConfigMixin):
 
     def _tokens(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
         return _tokenizer()(list(captions), context_length=self.context_length)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """A frozen tower's too, for whoever asks this very module; it registers none of them."""
+        return self._weights.parameters(recurse)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TextConditioner":
         if self._frozen is not None:  # moves and casts with us though it is no submodule

@@ -6,7 +6,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from cmdvid.models.layers import AdaLNBlock, AdaLNHead, Stack, axial_sincos
@@ -22,7 +22,7 @@ class ConditionEmbedding(nn.Module):
         self.condition = nn.Linear(condition_dim, width)
 
     def forward(
-        self, t: Int[Tensor, " b"], condition: Float[Tensor, "b e"]
+        self, t: Real[Tensor, " b"], condition: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b d"]:
         """Activated sum of both embeddings."""
         return F.silu(self.timestep(self.wave(t).to(condition.dtype)) + self.condition(condition))
@@ -67,7 +67,7 @@ class ContentDiT(ModelMixin, ConfigMixin):
     def forward(
         self,
         noisy: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         condition: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b c h w"]:
         """Predict the noise (or velocity) in a content frame (CMD Eq. 7)."""

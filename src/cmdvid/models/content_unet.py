@@ -6,7 +6,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 
@@ -55,7 +55,7 @@ class ContentUNet(ModelMixin, ConfigMixin):
     def forward(
         self,
         noisy: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         condition: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b c h w"]:
         """Predict the noise (or velocity, or sample) in a content frame (CMD Eq. 7).

@@ -6,6 +6,7 @@ content and the motion model differ only in the tensor they denoise and the cont
 
 import copy
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -31,7 +32,7 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> 
 
 def seeded_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
     """Noise of ``shape`` for each generator: a sample's noise never depends on its neighbours."""
-    return torch.stack([torch.randn(*shape, generator=g) for g in generators])
+    return torch.stack([torch.randn(*shape, generator=g, device=g.device) for g in generators])
 
 
 @torch.no_grad()
@@ -44,7 +45,8 @@ def guided_sample(
     negative: Float[Tensor, "b ..."],
     num_inference_steps: int,
     guidance_scale: float,
-    on_step: Callable[[], Any] = lambda: None,
+    generators: Sequence[torch.Generator] = (),
+    on_step: Callable[[int, Tensor, Tensor], Tensor] = lambda step, t, x: x,
     **context: Tensor,
 ) -> Float[Tensor, "b ..."]:
     """Walk from noise to a sample with any diffusers scheduler (CMD Algorithm 1).
@@ -54,7 +56,8 @@ def guided_sample(
         condition: Embedded condition.
         negative: Embedding to guide away from, usually of the null condition.
         guidance_scale: s = 1 + w of the paper; 1 turns guidance off and halves the cost.
-        on_step: Called after each step, for a progress bar.
+        generators: One for each sample, for schedulers that draw noise at every step.
+        on_step: Called after each step with its number, t and x; returns the x to go on with.
         context: Further inputs of the denoiser, such as the content frame.
     """
     if num_inference_steps < 1:
@@ -65,14 +68,16 @@ def guided_sample(
     copies = 2 if guided else 1
     embedding = torch.cat([condition, negative]) if guided else condition
     context = {k: torch.cat([v] * copies) for k, v in context.items()}
+    draws = generators and "generator" in signature(sampler.step).parameters
+    extra = {"generator": list(generators)} if draws else {}
     x = noise * sampler.init_noise_sigma
-    for t in sampler.timesteps:
+    for step, t in enumerate(sampler.timesteps):
         inputs = sampler.scale_model_input(torch.cat([x] * copies), t)
         prediction = denoiser(inputs, t.expand(len(inputs)), embedding, **context)
         if guided:
             prediction = guide(*prediction.chunk(2), guidance_scale)
-        x = sampler.step(prediction, t, x, return_dict=False)[0]
-        on_step()
+        x = sampler.step(prediction, t, x, return_dict=False, **extra)[0]
+        x = on_step(step, t, x)
     return x
 
 

@@ -12,8 +12,10 @@ Network = TypeVar("Network", bound=nn.Module)
 class FrozenTower:
     """Hides a tower that never changes from state_dict, EMA and DDP; copies share it.
 
-    The module that holds one moves it along in its own ``_apply``. There is no common base class
-    for that: it is one line.
+    The module that holds one moves it along in its own ``_apply``, and names its weights when
+    its own ``parameters`` are asked for, for accelerate asks a module where it is in that way.
+    Modules around it do not ask their children, and so never see them. There is no common base
+    class for that: it is two lines.
 
     Args:
         tower: An ``nn.Module``; it is put into eval mode and gets no gradients.
@@ -39,3 +41,28 @@ def in_dtype(network: Network, told: Mapping[str, Any]) -> Network:
     """
     nn.Module.to(network, told.get("dtype") or told.get("torch_dtype") or torch.float32)
     return network
+
+
+def same_network(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks compute the same: one class, settings and weights, hidden ones too."""
+    if type(one) is not type(other) or _settings(one) != _settings(other):
+        return False
+    ours, theirs = _weights(one), _weights(other)
+    return ours.keys() == theirs.keys() and all(
+        value.device == theirs[name].device != torch.device("meta")
+        and value.dtype == theirs[name].dtype
+        and torch.equal(value, theirs[name])
+        for name, value in ours.items()
+    )
+
+
+def _settings(network: Any) -> dict[str, Any]:
+    places = ("model", "pretrained")  # say where weights were read, not what they are
+    config = network.config.items()
+    return {k: v for k, v in config if k not in places and not k.startswith("_")}
+
+
+def _weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    hidden = {k: v.tower for k, v in vars(network).items() if isinstance(v, FrozenTower)}
+    towers = {f"{k}.{name}": w for k, v in hidden.items() for name, w in v.state_dict().items()}
+    return network.state_dict() | towers

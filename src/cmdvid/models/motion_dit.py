@@ -6,7 +6,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from cmdvid.models.content_dit import ConditionEmbedding, image_positions
@@ -67,7 +67,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
     def forward(
         self,
         noisy: Float[Tensor, "b m l s"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         condition: Float[Tensor, "b e"],
         *,
         content: Float[Tensor, "b c h w"],

@@ -1,7 +1,8 @@
 """The codec of text to video: frames are latents of Stable Diffusion's VAE (CMD section 4.1)."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -143,6 +144,10 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
         done = torch.cat([call(chunk) for chunk in images.split(self.chunk_size)])
         return rearrange(done, "(b l) c h w -> b c l h w", b=len(x)).to(x.dtype)
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The hidden weights, for whoever asks this very module; it registers none."""
+        return chain(*(f.tower.parameters() for f in (self._vae, self._tiny) if f is not None))
+
     def _apply(self, fn: Any, recurse: bool = True) -> "StableDiffusionCodec":
         for frozen in (self._vae, self._tiny):
             if frozen is not None:
@@ -202,6 +207,17 @@ def check_codec(
             f"but this one has {found}"
         )
     return ours
+
+
+def with_vae(codec: nn.Module) -> StableDiffusionCodec:
+    """The codec itself, if it has a VAE.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if not isinstance(codec, StableDiffusionCodec):
+        raise ValueError(f"the codec is a {type(codec).__name__}, with no VAE to tile or slice")
+    return codec
 
 
 def _check_tiny(codec: StableDiffusionCodec, *, source: str) -> None:

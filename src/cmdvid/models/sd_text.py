@@ -6,7 +6,7 @@ tower and its trained projection (TextConditioner).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmdvid.models.frozen import FrozenTower, distinct, in_dtype
 from cmdvid.models.sd_folder import load_part, locate, on_meta
@@ -97,6 +97,10 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
 
     def __deepcopy__(self, memo: dict) -> "StableDiffusionText":
         return self  # nothing in it ever changes
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The hidden weights, for whoever asks this very module; it registers none."""
+        return self.text_encoder.parameters()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "StableDiffusionText":
         self.text_encoder._apply(fn)

@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.import_utils import is_peft_available
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from cmdvid.models.sd_folder import load_part, read_config
@@ -68,14 +68,14 @@ class StableDiffusionUNet(ModelMixin, ConfigMixin):
     def forward(
         self,
         noisy: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         condition: Float[Tensor, "b ..."],
     ) -> Float[Tensor, "b c h w"]:
         """Predict the noise (or velocity) in a content frame (CMD Eq. 7).
 
         Args:
             noisy: Content frames of the U-Net's own number of channels.
-            t: Diffusion steps.
+            t: Diffusion steps; some schedulers have some between two.
             condition: Text as a sequence, ``b n d``.
 
         Raises:
@@ -102,9 +102,17 @@ class StableDiffusionUNet(ModelMixin, ConfigMixin):
         """A copy of the U-Net as diffusers knows it, with LoRA added to its weights."""
         unet: Any = copy.deepcopy(self.unet).to(memory_format=torch.contiguous_format)
         if self.config["lora_rank"] is not None:
-            unet.fuse_lora()
-            unet.unload_lora()
+            _fuse(unet)
         return unet
+
+    def merge_lora(self) -> None:
+        """Add its own LoRA to its weights, in place: from then on it is a U-Net without.
+
+        Not for a network in training, whose copies share those weights.
+        """
+        if self.config["lora_rank"] is not None:
+            _fuse(self.unet)
+            self.register_to_config(lora_rank=None)
 
     def __deepcopy__(self, memo: dict) -> "StableDiffusionUNet":
         memo.update({id(p): p for p in self.parameters() if not p.requires_grad and self._trains})
@@ -134,6 +142,11 @@ def add_lora(unet: Any, rank: int) -> None:
     unet.add_adapter(
         LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=ATTENTION)
     )
+
+
+def _fuse(unet: Any) -> None:
+    unet.fuse_lora()
+    unet.unload_lora()
 
 
 def stable_diffusion_scheduler(model: str) -> DDIMScheduler:

@@ -48,7 +48,8 @@ class GenerationStage(LightningModule):
         num_inference_steps: Steps of the content model (paper: 50).
         motion_inference_steps: Steps of the motion model (paper: 100); as many as content steps
             if not given.
-        guidance_scale: s = 1 + w of the paper, for both models; 1 is no guidance.
+        guidance_scale: s = 1 + w of the paper; 1 is no guidance.
+        motion_guidance_scale: That of the motion model; the content model's if not given.
         negative_prompt: Caption to guide away from, in place of the empty one.
         seed: With a sample's index it fixes the sample's noise; 0 or more.
         judge: Metric of captioned clips, such as cmdvid.metrics.shapes.ShapesAccuracy. Without it
@@ -63,6 +64,7 @@ class GenerationStage(LightningModule):
         num_inference_steps: int = 50,
         motion_inference_steps: int | None = None,
         guidance_scale: float = 4.0,
+        motion_guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         seed: int = 0,
         judge: Metric | None = None,
@@ -75,6 +77,7 @@ class GenerationStage(LightningModule):
             "num_inference_steps": num_inference_steps,
             "motion_inference_steps": motion_inference_steps or num_inference_steps,
             "guidance_scale": guidance_scale,
+            "motion_guidance_scale": motion_guidance_scale,
             "negative_prompt": negative_prompt,
         }
         self.pipeline, self.seed, self.judge, self.report = pipeline, seed, judge, report
@@ -88,7 +91,7 @@ class GenerationStage(LightningModule):
         from cmdvid.pipeline import CMDPipeline
 
         try:
-            self.pipe = CMDPipeline.from_pretrained(self.pipeline)
+            self.pipe = CMDPipeline.from_pretrained(self.pipeline, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{self.pipeline}: no pipeline could be loaded from here; make one with "

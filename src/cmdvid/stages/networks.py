@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
 from cmdvid.models.autoencoder import Autoencoder
@@ -45,7 +46,8 @@ def load_network(checkpoint: Mapping[str, Any], name: str, *, source: str | Path
     """Rebuild one network of a checkpoint with its trained weights, frozen and in eval mode.
 
     Raises:
-        ValueError: If the checkpoint, named by ``source`` in the message, has no such network.
+        ValueError: If the checkpoint, named by ``source`` in the message, has no such network, or
+            what it needs is not there any more.
     """
     if name not in checkpoint["networks"]:
         raise ValueError(
@@ -53,8 +55,16 @@ def load_network(checkpoint: Mapping[str, Any], name: str, *, source: str | Path
             "is this the checkpoint of another stage?"
         )
     entry = checkpoint["networks"][name]
-    module, _, cls = entry["class_path"].rpartition(".")
-    network = getattr(import_module(module), cls)(**entry["config"])
+    module, _, name_of_class = entry["class_path"].rpartition(".")
+    cls = getattr(import_module(module), name_of_class)
+    if not (isinstance(cls, type) and issubclass(cls, ConfigMixin)):
+        raise ValueError(
+            f"{source}: its {name} is {entry['class_path']}, which is neither network nor scheduler"
+        )
+    try:
+        network: Any = cls(**entry["config"])
+    except ValueError as error:  # such as a VAE that is another one by now
+        raise ValueError(f"{source}: its {name} cannot be rebuilt: {error}") from error
     weights = checkpoint["state_dict"].items()
     if hasattr(network, "load_state_dict"):  # schedulers have none
         prefix = entry["prefix"]
