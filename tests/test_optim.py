@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmdvid.optim import Muon, orthogonalize
+from cmdvid.optim import COEFFICIENTS, Muon, orthogonalize
 
 
 def train(optimizer, parameters, gradients) -> None:
@@ -39,6 +39,18 @@ def test_directions_stay_as_they_are():
     rest = left.T @ orthogonalize(matrix) @ right.T
     torch.testing.assert_close(rest, rest.diag().diag(), atol=1e-4, rtol=0)
     assert rest.diag().min() > 0.6
+
+
+@pytest.mark.parametrize("shape", [(12, 100), (30, 20)])
+def test_it_is_the_iteration_of_the_matrix_itself(shape):
+    """Newton and Schulz: X <- a X + b (X X^T) X + c (X X^T)^2 X."""
+    a, b, c = COEFFICIENTS
+    matrix = torch.randn(shape)
+    x = matrix / matrix.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + b * gram @ x + c * gram @ gram @ x
+    torch.testing.assert_close(orthogonalize(matrix), x, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])

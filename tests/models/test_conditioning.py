@@ -32,6 +32,22 @@ def test_a_caption_longer_than_the_context_is_cut():
     torch.testing.assert_close(long, longer)
 
 
+def test_padding_is_no_part_of_a_caption():
+    conditioner = TextConditioner(width=16, context_length=24).eval()
+    caption = ["a red circle"]
+    padded = conditioner(caption)
+    conditioner.context_length = 8
+    torch.testing.assert_close(conditioner(caption), padded)
+
+
+@pytest.mark.parametrize("word", ["small", "red", "circle", "left", "dark"])
+def test_a_small_tower_hears_every_word_before_it_has_learned_any(word):
+    conditioner = TextConditioner(width=64, num_layers=1, context_length=24).eval()
+    caption = "a small red circle moving left on a dark background"
+    said, other = conditioner([caption, caption.replace(word, "tree")])
+    assert (said - other).norm() > 0.1 * said.norm()
+
+
 def test_frozen_tower_is_read_from_a_file_and_kept_out_of_the_checkpoint(tmp_path, monkeypatch):
     import json
 
