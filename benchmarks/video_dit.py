@@ -62,7 +62,8 @@ class Settings:
         lr: Peak of the learning rate, which follows one cycle over the budget.
         schedule: Of the noise: cosine, or that of one of CMD's two models.
         num_inference_steps: DDIM steps of every model.
-        guidance_scale: Of every model; 1 is no guidance.
+        guidance_scale: Of the video DiT and of CMD's motion model; 1 is no guidance.
+        content_guidance_scale: Of CMD's content model.
         seed: Of weights, training and samples.
         out: Markdown file to write the result to.
     """
@@ -80,6 +81,7 @@ class Settings:
     schedule: Literal["cosine", "content", "motion"] = "cosine"
     num_inference_steps: int = 12
     guidance_scale: float = 2.0
+    content_guidance_scale: float = 1.0
     seed: int = 0
     out: str | None = None
 
@@ -214,9 +216,14 @@ def both_samplers(
     """CMD and the baseline with one interface, settings and seeds; captions to clips."""
     steps, scale = settings.num_inference_steps, settings.guidance_scale
     walk: Any = {"num_inference_steps": steps, "guidance_scale": scale}
+    scales = {
+        "guidance_scale": settings.content_guidance_scale,
+        "motion_guidance_scale": scale,
+    }
 
     def cmd(captions: Sequence[str], index: Tensor) -> Tensor:
-        return pipe(captions, generator=sample_generators(settings.seed, index), **walk).frames
+        generators = sample_generators(settings.seed, index)
+        return pipe(captions, num_inference_steps=steps, generator=generators, **scales).frames
 
     def video_dit(captions: Sequence[str], index: Tensor) -> Tensor:
         generators = sample_generators(settings.seed, index)
