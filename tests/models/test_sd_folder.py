@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from cmdvid.models.sd_architectures import SD21_BASE
+from cmdvid.models.sd_architectures import SD21_BASE, SD21_BASE_WITHDRAWN
 from cmdvid.models.sd_folder import load_part, locate, read_config
 
 
@@ -58,5 +58,8 @@ def test_on_meta_known_hub_models_have_sizes_without_being_read():
         unet = load_part(UNet2DConditionModel, SD21_BASE, "unet")
     assert unet.device.type == "meta"
     assert sum(p.numel() for p in unet.parameters()) == 865_910_724
+    with torch.device("meta"):
+        for part in ("unet", "vae", "text_encoder", "scheduler"):
+            assert read_config(SD21_BASE_WITHDRAWN, part) == read_config(SD21_BASE, part)
     with pytest.raises(ValueError, match=r"unet/config\.json could not be had from"):
         load_part(UNet2DConditionModel, SD21_BASE, "unet")
