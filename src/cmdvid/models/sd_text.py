@@ -5,7 +5,6 @@ folder holds all that the content model needs; the motion model's pooled embeddi
 tower and its trained projection (TextConditioner).
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cmdvid.models.frozen import FrozenTower, distinct, in_dtype
+from cmdvid.models.frozen import CutNotice, FrozenTower, distinct, in_dtype
 from cmdvid.models.sd_folder import load_part, locate, on_meta
 from cmdvid.types import Condition
-
-logger = logging.getLogger(__name__)
 
 
 class StableDiffusionText(ModelMixin, ConfigMixin):
@@ -43,7 +40,7 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
             self.tokenizer = CLIPTokenizer.from_pretrained(**where)
         self._frozen = FrozenTower(load_part(CLIPTextModel, model, "text_encoder"))
         self.dim: int = self.text_encoder.config.hidden_size
-        self._cut: set[int] = set()
+        self._cut = CutNotice()
 
     @property
     def text_encoder(self) -> Any:
@@ -87,11 +84,7 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
         padding: Any = {"padding": "max_length", "max_length": length, "truncation": False}
         ids = self.tokenizer(captions, **padding, verbose=False).input_ids
         for caption, tokens in zip(captions, ids, strict=True):
-            if len(tokens) > length and hash(caption) not in self._cut:
-                self._cut.add(hash(caption))
-                logger.warning(
-                    "a caption of %d tokens is cut to %d: %.60s...", len(tokens), length, caption
-                )
+            self._cut(caption, num_tokens=len(tokens), length=length)
         end = self.tokenizer.eos_token_id
         return torch.tensor([t if len(t) <= length else [*t[: length - 1], end] for t in ids])
 
