@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +63,19 @@ def in_dtype(network: Network, told: Mapping[str, Any]) -> Network:
     """
     nn.Module.to(network, told.get("dtype") or told.get("torch_dtype") or torch.float32)
     return network
+
+
+def refuse_variant(told: Mapping[str, Any], where: str | Path) -> None:
+    """Frozen networks have files of one name alone.
+
+    Raises:
+        ValueError: If ``save_pretrained`` or ``from_pretrained`` was told another.
+    """
+    if variant := told.get("variant"):
+        raise ValueError(
+            f"{where}: variant={variant!r} is not known of frozen networks, whose files have one "
+            "name alone; leave it out, and give torch_dtype for another precision"
+        )
 
 
 def same_network(one: nn.Module, other: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cmdvid.models.frozen import CutNotice, FrozenTower, distinct, in_dtype
+from cmdvid.models.frozen import CutNotice, FrozenTower, distinct, in_dtype, refuse_variant
 from cmdvid.models.sd_folder import load_part, locate, on_meta
 from cmdvid.types import Condition
 
@@ -101,6 +101,7 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write the configuration, and tokenizer and text encoder below it."""
+        refuse_variant(kwargs, save_directory)
         self.save_config(save_directory)
         self.tokenizer.save_pretrained(Path(save_directory) / "tokenizer")
         self.text_encoder.save_pretrained(Path(save_directory) / "text_encoder")
@@ -115,4 +116,5 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
             pretrained_model_name_or_path: That folder.
             kwargs: What diffusers tells all parts of a pipeline; ``torch_dtype`` counts.
         """
+        refuse_variant(kwargs, pretrained_model_name_or_path)
         return in_dtype(cls(str(pretrained_model_name_or_path)), kwargs)
