@@ -1,5 +1,7 @@
 """LoRA files made for Stable Diffusion, on a content model that is one."""
 
+import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
 
 from cmdvid import CMDPipeline
 
@@ -88,6 +91,24 @@ def test_a_loaded_lora_comes_on_top_of_the_one_of_training(make_sd_pipeline, lor
     before = sample(pipe)
     pipe.load_lora_weights(str(lora))
     assert not torch.allclose(sample(pipe).frames, before.frames, atol=1e-3)
+    pipe.unload_lora_weights()
+    assert same(sample(pipe), before)
+
+
+def test_a_text_part_that_cannot_be_loaded_is_left_out_and_named(pipe, lora, caplog, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
+    place = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
+    text = {place.format("A"): torch.randn(2, 16), place.format("B"): torch.randn(16, 2)}
+    before = sample(pipe)
+    with pytest.raises(ValueError, match=r"text encoder alone, and transformers .* needs 99\.0"):
+        pipe.load_lora_weights(text)
+    assert same(sample(pipe), before)
+    with caplog.at_level(logging.WARNING):
+        pipe.load_lora_weights(load_file(lora) | text)
+    assert "text encoder part is left out" in caplog.text
+    assert f"by peft {version('peft')}, it needs 99.0" in caplog.text
+    assert not getattr(pipe.text_encoder, "peft_config", None)
+    assert not same(sample(pipe), before)
     pipe.unload_lora_weights()
     assert same(sample(pipe), before)
 

@@ -31,13 +31,15 @@ def export_pipeline(
         autoencoder: Checkpoint of the autoencoder stage, if it moved since the others trained.
 
     Raises:
-        ValueError: If the stages were trained on different autoencoders, or another one is given.
+        ValueError: If the stages were trained on different autoencoders or sizes, or another
+            autoencoder is given.
     """
     if (motion is None) != (out is None) or (out is None and images_out is None):
         raise ValueError("give --motion and --out for a pipeline, --images-out for images, or all")
     paths = {"content": content} | ({} if motion is None else {"motion": motion})
     checkpoints = {part: read_checkpoint(path) for part, path in paths.items()}
     frozen = _shared_autoencoder(checkpoints, paths, autoencoder)
+    shapes = _shared_shapes(checkpoints, paths)
     parts = {
         f"{part}_{kind}": load_network(checkpoint, f"{part}_{kind}", source=paths[part])
         for part, checkpoint in checkpoints.items()
@@ -51,7 +53,6 @@ def export_pipeline(
     if out is not None:
         from cmdvid.pipeline import CMDPipeline
 
-        shapes = checkpoints["motion"]["latent_shapes"]
         pipeline = CMDPipeline(
             autoencoder=frozen.autoencoder,
             codec=frozen.codec,
@@ -81,6 +82,20 @@ def _shared_autoencoder(
                 f"{frozen.fingerprint[:12]}; all stages must share one autoencoder"
             )
     return frozen
+
+
+def _shared_shapes(
+    checkpoints: Mapping[str, Mapping[str, Any]], paths: Mapping[str, str]
+) -> dict[str, list[int]]:
+    """The shapes of the latents that all stages were trained on."""
+    (first, shapes), *others = ((part, c["latent_shapes"]) for part, c in checkpoints.items())
+    for part, found in others:
+        if found != shapes:
+            raise ValueError(
+                f"{paths[part]}: trained on latents {found}, but {paths[first]} on {shapes}; all "
+                "stages must be trained on clips of one size"
+            )
+    return shapes
 
 
 def _save_images(

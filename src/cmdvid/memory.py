@@ -36,7 +36,7 @@ PRECISIONS = {
     "bf16-true": Precision(torch.bfloat16),
     "16-true": Precision(torch.float16),
 }
-SHORT = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 FULL = (F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax)
 
 

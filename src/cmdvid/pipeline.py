@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
-from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -19,13 +18,14 @@ from cmdvid.models.diffusion import guided_sample, seeded_noise
 from cmdvid.models.frozen import same_network
 from cmdvid.models.motion_dit import MotionDiT
 from cmdvid.models.sd_codec import StableDiffusionCodec, with_vae
+from cmdvid.models.sd_lora import LoraLoader
 from cmdvid.models.sd_text import StableDiffusionText
 from cmdvid.models.stable_diffusion import StableDiffusionUNet
 from cmdvid.request import CMDOutput, Request, make_output, make_request, step_end
 from cmdvid.types import Condition, VideoLatent
 
 
-class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class CMDPipeline(DiffusionPipeline, LoraLoader):
     """Generate clips: the content frame first, then motion given it, then decode both.
 
     With Stable Diffusion as content model, its LoRA files, schedulers and tiling work as well.
@@ -50,7 +50,6 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         "content_conditioner->content_denoiser->motion_conditioner->motion_denoiser"
         "->autoencoder->codec"
     )
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     def __init__(
         self,

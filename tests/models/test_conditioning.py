@@ -1,5 +1,8 @@
 import copy
+import json
+import logging
 
+import open_clip
 import pytest
 import torch
 
@@ -32,6 +35,17 @@ def test_a_caption_longer_than_the_context_is_cut():
     torch.testing.assert_close(long, longer)
 
 
+def test_a_caption_that_is_cut_is_reported_once(caplog):
+    conditioner = TextConditioner(width=16, context_length=8)
+    averaged = copy.deepcopy(conditioner)
+    with caplog.at_level(logging.WARNING):
+        for each in (conditioner, averaged):
+            each(["word " * 7, "word " * 6, "short"])
+    assert [r.message for r in caplog.records if "cmdvid" in r.name] == [
+        f"a caption of 9 tokens is cut to 8: {'word ' * 7}..."
+    ]
+
+
 def test_padding_is_no_part_of_a_caption():
     conditioner = TextConditioner(width=16, context_length=24).eval()
     caption = ["a red circle"]
@@ -48,35 +62,23 @@ def test_a_small_tower_hears_every_word_before_it_has_learned_any(word):
     assert (said - other).norm() > 0.1 * said.norm()
 
 
-def test_frozen_tower_is_read_from_a_file_and_kept_out_of_the_checkpoint(tmp_path, monkeypatch):
-    import json
-
-    import open_clip
-
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {
-            "image_size": 32,
-            "layers": 1,
-            "width": 16,
-            "head_width": 8,
-            "patch_size": 16,
-        },
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": 16,
-            "heads": 2,
-            "layers": 1,
-        },
-    }
+@pytest.fixture
+def tiny_clip(tmp_path) -> str:
+    """The name of a CLIP that open_clip knows from now on."""
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     (tmp_path / "tiny-clip.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    return "tiny-clip"
+
+
+def test_frozen_tower_is_read_from_a_file_and_kept_out_of_the_checkpoint(tmp_path, tiny_clip):
     weights = tmp_path / "tiny.pt"
-    clip = open_clip.create_model("tiny-clip")
+    clip = open_clip.create_model(tiny_clip)
     torch.save(clip.state_dict(), weights)
 
-    conditioner = TextConditioner("tiny-clip", pretrained=str(weights))
+    conditioner = TextConditioner(tiny_clip, pretrained=str(weights))
     captions = ["a dog runs", "a cat"]
     expected = clip.encode_text(open_clip.tokenize(captions))
     torch.testing.assert_close(conditioner(captions), expected)
@@ -92,7 +94,15 @@ def test_frozen_tower_is_read_from_a_file_and_kept_out_of_the_checkpoint(tmp_pat
     torch.testing.assert_close(loaded(captions), expected)
     assert not loaded.state_dict()
     with torch.device("meta"):
-        assert TextConditioner("tiny-clip", pretrained="unread").device.type == "meta"
+        assert TextConditioner(tiny_clip, pretrained="unread").device.type == "meta"
+
+
+def test_weights_that_are_not_the_towers_are_named(tmp_path, tiny_clip):
+    other = tmp_path / "other.pt"
+    torch.save({"visual.proj": torch.zeros(1)}, other)
+    for pretrained in ("laion9b", str(tmp_path / "absent.pt"), str(other)):
+        with pytest.raises(ValueError, match=f"{pretrained}: no weights of tiny-clip's text tower"):
+            TextConditioner(tiny_clip, pretrained=pretrained)
 
 
 def test_wrong_kinds_of_condition_say_what_to_use():

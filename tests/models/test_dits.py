@@ -91,6 +91,13 @@ def test_motion_that_does_not_fit_is_refused(motion_dit, motion, content):
         motion_dit(torch.zeros(motion), T, CONDITION, content=torch.zeros(content))
 
 
+def test_a_conditioner_of_another_width_is_named_on_both_sides(content_dit, motion_dit):
+    noisy, motion = torch.zeros(2, 3, 8, 12), torch.zeros(2, 8, 4, 10)
+    for dit, x, context in ((content_dit, noisy, {}), (motion_dit, motion, {"content": noisy})):
+        with pytest.raises(ValueError, match="condition_dim 6, but its conditioner gives 2 9;"):
+            dit(x, T, torch.zeros(2, 9), **context)
+
+
 def test_gradient_checkpointing_changes_no_gradient(motion_dit):
     noisy, content = torch.randn(2, 8, 4, 10), torch.randn(2, 3, 8, 12)
 

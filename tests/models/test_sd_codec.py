@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from cmdvid.models.sd_codec import StableDiffusionCodec, check_codec
+from cmdvid.models.sd_text import StableDiffusionText
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,14 @@ def test_save_pretrained_writes_the_vae_and_reads_it_there(sd_folder, tiny_folde
     torch.testing.assert_close(loaded.decode(frames), codec.decode(frames))
     half = StableDiffusionCodec.from_pretrained(tmp_path / "two", torch_dtype=torch.bfloat16)
     assert half.dtype == half.tiny.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("cls", [StableDiffusionCodec, StableDiffusionText])
+def test_a_variant_is_refused(sd_folder, tmp_path, cls):
+    with pytest.raises(ValueError, match="variant='fp16' is not known of frozen networks"):
+        cls(sd_folder).save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(ValueError, match="variant='fp16' is not known of frozen networks"):
+        cls.from_pretrained(sd_folder, variant="fp16")
 
 
 def test_a_bare_vae_folder_and_one_in_memory_do_too(codec, sd_folder, clip):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from cmdvid.models.sd_architectures import SD21_BASE
+from cmdvid.models.sd_architectures import SD21_BASE, SD21_BASE_WITHDRAWN
 from cmdvid.models.sd_folder import load_part, locate, read_config
 
 
@@ -44,6 +44,19 @@ def test_a_model_that_the_hub_does_not_give_says_so():
         load_part(AutoencoderKL, "acme/model", "vae")
 
 
+def test_a_part_alone_in_the_hubs_cache_needs_no_hub(sd_folder, tmp_path, monkeypatch):
+    repository = tmp_path / "models--acme--vae"
+    shutil.copytree(Path(sd_folder) / "vae", repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    assert locate("acme/vae", "vae") == {"pretrained_model_name_or_path": "acme/vae"}
+    assert read_config("acme/vae", "vae")["_class_name"] == "AutoencoderKL"
+    with pytest.raises(ValueError, match=r"unet/config\.json could not be had|of class Autoenc"):
+        load_part(UNet2DConditionModel, "acme/vae", "unet")
+
+
 def test_pickled_weights_are_refused(sd_folder, tmp_path):
     shutil.copy(Path(sd_folder) / "vae" / "config.json", tmp_path)
     (tmp_path / "diffusion_pytorch_model.bin").touch()
@@ -58,5 +71,8 @@ def test_on_meta_known_hub_models_have_sizes_without_being_read():
         unet = load_part(UNet2DConditionModel, SD21_BASE, "unet")
     assert unet.device.type == "meta"
     assert sum(p.numel() for p in unet.parameters()) == 865_910_724
+    with torch.device("meta"):
+        for part in ("unet", "vae", "text_encoder", "scheduler"):
+            assert read_config(SD21_BASE_WITHDRAWN, part) == read_config(SD21_BASE, part)
     with pytest.raises(ValueError, match=r"unet/config\.json could not be had from"):
         load_part(UNet2DConditionModel, SD21_BASE, "unet")

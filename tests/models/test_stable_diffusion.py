@@ -2,6 +2,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from jsonargparse import ArgumentParser
 from cmdvid.models import stable_diffusion
 from cmdvid.models.diffusion import Diffusion
 from cmdvid.models.sd_text import StableDiffusionText
-from cmdvid.models.stable_diffusion import StableDiffusionUNet, stable_diffusion_scheduler
+from cmdvid.models.stable_diffusion import (
+    StableDiffusionUNet,
+    check_pretrained,
+    stable_diffusion_scheduler,
+)
 from cmdvid.stages.networks import describe, load_network
 
 T = torch.tensor([3, 700])
@@ -53,6 +58,9 @@ def test_options_change_cost_and_nothing_else(sd_folder, inputs, options):
         prediction.square().mean().backward()
         gradient = unet.unet.conv_in.weight.grad
         results.append((prediction, gradient))
+        weights = [unet.unet.conv_in.weight, copy.deepcopy(unet).unet.conv_in.weight]
+        last = [w.is_contiguous(memory_format=torch.channels_last) for w in weights]
+        assert last == [unet.channels_last] * 2
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
 
@@ -168,6 +176,37 @@ def test_the_scheduler_is_the_models_own(sd_folder):
         source="x",
     )
     torch.testing.assert_close(again.alphas_cumprod, scheduler.alphas_cumprod)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "is a FlowMatchEulerDiscreteScheduler",
+        ),
+        ({"beta_schedule": "linear", "prediction_type": "flow"}, "has prediction_type 'flow'"),
+    ],
+)
+def test_a_scheduler_of_another_kind_is_refused(tmp_path, config, message):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        stable_diffusion_scheduler(str(tmp_path))
+
+
+def test_a_unet_is_trained_on_what_its_own_model_knows(sd_folder):
+    unet = StableDiffusionUNet(sd_folder)
+    own = SimpleNamespace(scale=0.5, shift=0.25)
+    check_pretrained(unet, own, "v_prediction")
+    with pytest.raises(ValueError, match=r"scale 0\.5 and shift 0\.25, but .* scale 0\.13 and shi"):
+        check_pretrained(unet, SimpleNamespace(scale=0.13, shift=0.25), "v_prediction")
+    with pytest.raises(ValueError, match=r"U-Net predicts v_prediction, but .* asks for epsilon"):
+        check_pretrained(unet, own, "epsilon")
+    alone = StableDiffusionUNet(str(Path(sd_folder) / "unet"))
+    check_pretrained(alone, SimpleNamespace(scale=0.13, shift=0.0), "epsilon")
+    alone.register_to_config(model="stable-diffusion-v1-5/stable-diffusion-v1-5")
+    with pytest.raises(ValueError, match=r"scale 0\.18215 and shift 0, but"):
+        check_pretrained(alone, own, "epsilon")
 
 
 def test_a_config_can_name_it(sd_folder):

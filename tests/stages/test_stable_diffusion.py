@@ -58,6 +58,15 @@ def test_the_checkpoint_names_the_vae_and_holds_no_weight_of_it(autoencoder_ckpt
     assert frozen.decode(frozen.encode(clip)).shape == clip.shape
 
 
+def test_a_vae_that_has_no_folder_cannot_be_named_by_a_checkpoint(sd_folder):
+    codec = StableDiffusionCodec(vae=StableDiffusionCodec(sd_folder).vae)
+    stage = AutoencoderStage(Autoencoder(4, width=16, depth=1, num_heads=2), codec=codec)
+    with pytest.raises(
+        ValueError, match=r"VAE in memory \(vae=\.\.\.\), but a checkpoint names its"
+    ):
+        stage.on_save_checkpoint({})
+
+
 def test_content_frames_keep_the_scale_that_the_unet_knows(autoencoder_ckpt):
     frozen = FrozenAutoencoder(autoencoder_ckpt)
     frames = frozen.codec.encode(torch.rand(1, 3, 4, 32, 48) * 2 - 1)
@@ -90,6 +99,16 @@ def test_the_content_stage_trains_and_its_unet_comes_back(
     torch.testing.assert_close(
         unet(noisy, t, text(CAPTIONS)), averaged(noisy, t, diffusion.conditioner(CAPTIONS))
     )
+
+
+def test_the_content_stage_refuses_a_schedule_that_the_unet_does_not_know(
+    autoencoder_ckpt, sd_folder, tmp_path
+):
+    text = StableDiffusionText(sd_folder)
+    diffusion = Diffusion(StableDiffusionUNet(sd_folder), conditioner=text)
+    stage = ContentStage(diffusion, autoencoder_ckpt=autoencoder_ckpt)
+    with pytest.raises(ValueError, match="predicts v_prediction, but the scheduler asks for eps"):
+        train(stage, tmp_path / "last.ckpt")
 
 
 def test_a_stage_can_compute_activations_twice(autoencoder_ckpt):

@@ -1,6 +1,7 @@
 """Class labels and captions to embeddings; the null condition that guidance needs."""
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cmdvid.models.frozen import FrozenTower, distinct, in_dtype
+from cmdvid.models.frozen import CutNotice, FrozenTower, distinct, in_dtype
 from cmdvid.types import Condition
 
 TOWER = "tower.safetensors"  # a frozen tower in the folder of a saved TextConditioner
@@ -107,9 +108,10 @@ class TextConditioner(ModelMixin, ConfigMixin):
         self.trainable = pretrained is None
         self.tower = tower if self.trainable else None
         self._frozen = None if self.trainable else FrozenTower(tower)
+        self._cut = CutNotice()
 
     def forward(self, condition: Condition) -> Float[Tensor, "b {self.dim}"]:
-        """Embed captions; a longer one than the context is cut.
+        """Embed captions; a longer one than the context is cut, and reported.
 
         Raises:
             ValueError: If class indices are given.
@@ -134,7 +136,12 @@ class TextConditioner(ModelMixin, ConfigMixin):
         return einsum(embedding, said / said.sum(1, keepdim=True), "b n e, b n -> b e")
 
     def _tokens(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
-        return _tokenizer()(list(captions), context_length=self.context_length)
+        length, tokenizer = self.context_length, _tokenizer()
+        tokens = tokenizer(list(captions), context_length=length)
+        for caption, full in zip(captions, tokens[:, -1].tolist(), strict=True):
+            if full:  # start and end are no part of what encode gives
+                self._cut(caption, num_tokens=len(tokenizer.encode(caption)) + 2, length=length)
+        return tokens
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """A frozen tower's too, for whoever asks this very module; it registers none of them."""
@@ -191,10 +198,11 @@ def null_condition(conditioner: Any, num: int) -> Any:
     return conditioner.null(num)
 
 
-def _tokenizer():
+@cache
+def _tokenizer() -> Any:
     import open_clip
 
-    return open_clip.tokenize
+    return open_clip.SimpleTokenizer()
 
 
 def _tower(output_dim: int, size: dict[str, Any], *, quick_gelu: bool = False) -> nn.Module:
@@ -231,7 +239,14 @@ def _named_tower(model_name: str, pretrained: str | None) -> nn.Module:
         )
     tower = _tower(config["embed_dim"], text, quick_gelu=config.get("quick_gelu", False))
     if pretrained and torch.get_default_device().type != "meta":
-        tower.load_state_dict(_pretrained(model_name, pretrained, wanted=tower.state_dict().keys()))
+        wanted = tower.state_dict().keys()
+        try:
+            tower.load_state_dict(_pretrained(model_name, pretrained, wanted=wanted))
+        except Exception as error:  # each of open_clip's readers has its own
+            what = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(
+                f"{pretrained}: no weights of {model_name}'s text tower: {what}"
+            ) from error
     return tower
 
 

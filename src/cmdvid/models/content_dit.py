@@ -24,7 +24,17 @@ class ConditionEmbedding(nn.Module):
     def forward(
         self, t: Real[Tensor, " b"], condition: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b d"]:
-        """Activated sum of both embeddings."""
+        """Activated sum of both embeddings.
+
+        Raises:
+            ValueError: If the conditioner has another width.
+        """
+        needed = self.condition.in_features
+        if condition.shape[1:] != (needed,):
+            raise ValueError(
+                f"this DiT has condition_dim {needed}, but its conditioner gives "
+                f"{' '.join(map(str, condition.shape))}; set condition_dim to the conditioner's dim"
+            )
         return F.silu(self.timestep(self.wave(t).to(condition.dtype)) + self.condition(condition))
 
 

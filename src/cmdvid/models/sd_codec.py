@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cmdvid.models.frozen import FrozenTower, in_dtype
+from cmdvid.models.frozen import FrozenTower, in_dtype, refuse_variant
 from cmdvid.models.sd_folder import load_part
 
 VAE, TINY = "vae", "tiny"  # sub-folders of a saved codec
@@ -30,7 +30,7 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
 
     Args:
         model: Folder or hub id of a whole Stable Diffusion model, or of an AutoencoderKL.
-        vae: One that is in memory already, in place of ``model``.
+        vae: One that is in memory already, in place of ``model``; no stage can save it.
         tiny: Folder or hub id of the AutoencoderTiny that belongs to the same latents; it decodes
             at a twentieth of the cost.
         chunk_size: Frames that are encoded, or decoded, at a time; 1 is diffusers' "slicing". Two
@@ -156,6 +156,7 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write the configuration, and the VAE below it."""
+        refuse_variant(kwargs, save_directory)
         self.save_config(save_directory)
         self.vae.save_pretrained(Path(save_directory) / VAE, **kwargs)
         if self.tiny is not None:
@@ -171,6 +172,7 @@ class StableDiffusionCodec(ModelMixin, ConfigMixin):
             pretrained_model_name_or_path: That folder.
             kwargs: What diffusers tells all parts of a pipeline; ``torch_dtype`` counts.
         """
+        refuse_variant(kwargs, pretrained_model_name_or_path)
         folder = str(pretrained_model_name_or_path)
         config: Any = cls.load_config(folder)
         here = {"model": folder, "tiny": folder if config.get("tiny") else None, "made_by": None}

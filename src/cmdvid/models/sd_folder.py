@@ -73,7 +73,12 @@ def locate(model: str, part: str) -> dict[str, str]:
             f"{model}: no such folder, and no hub id (OWNER/NAME) either; expected a folder with "
             f"{INDEX} and {part}/{config}"
         )
-    return whole if _from_hub(model, f"{part}/{config}", or_none=True) else own
+    try:
+        return whole if _from_hub(model, f"{part}/{config}", or_none=True) else own
+    except ValueError:  # without the hub nobody knows that it is a part alone, but it may be here
+        if not _is_cached(model, config):
+            raise
+        return own
 
 
 def on_meta() -> bool:
@@ -111,6 +116,12 @@ def _from_hub(model: str, name: str, *, or_none: bool = False) -> str | None:
             f"{model}: there is no such folder here, and {name} could not be had from the hub; "
             f"download the model and give its folder ({_first_line(error)})"
         ) from error
+
+
+def _is_cached(model: str, name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(model, name), str)
 
 
 def _path(where: dict[str, str]) -> Path:

@@ -5,7 +5,6 @@ folder holds all that the content model needs; the motion model's pooled embeddi
 tower and its trained projection (TextConditioner).
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cmdvid.models.frozen import FrozenTower, distinct, in_dtype
+from cmdvid.models.frozen import CutNotice, FrozenTower, distinct, in_dtype, refuse_variant
 from cmdvid.models.sd_folder import load_part, locate, on_meta
 from cmdvid.types import Condition
-
-logger = logging.getLogger(__name__)
 
 
 class StableDiffusionText(ModelMixin, ConfigMixin):
@@ -43,7 +40,7 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
             self.tokenizer = CLIPTokenizer.from_pretrained(**where)
         self._frozen = FrozenTower(load_part(CLIPTextModel, model, "text_encoder"))
         self.dim: int = self.text_encoder.config.hidden_size
-        self._cut: set[int] = set()
+        self._cut = CutNotice()
 
     @property
     def text_encoder(self) -> Any:
@@ -87,11 +84,7 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
         padding: Any = {"padding": "max_length", "max_length": length, "truncation": False}
         ids = self.tokenizer(captions, **padding, verbose=False).input_ids
         for caption, tokens in zip(captions, ids, strict=True):
-            if len(tokens) > length and hash(caption) not in self._cut:
-                self._cut.add(hash(caption))
-                logger.warning(
-                    "a caption of %d tokens is cut to %d: %.60s...", len(tokens), length, caption
-                )
+            self._cut(caption, num_tokens=len(tokens), length=length)
         end = self.tokenizer.eos_token_id
         return torch.tensor([t if len(t) <= length else [*t[: length - 1], end] for t in ids])
 
@@ -108,6 +101,7 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write the configuration, and tokenizer and text encoder below it."""
+        refuse_variant(kwargs, save_directory)
         self.save_config(save_directory)
         self.tokenizer.save_pretrained(Path(save_directory) / "tokenizer")
         self.text_encoder.save_pretrained(Path(save_directory) / "text_encoder")
@@ -122,4 +116,5 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
             pretrained_model_name_or_path: That folder.
             kwargs: What diffusers tells all parts of a pipeline; ``torch_dtype`` counts.
         """
+        refuse_variant(kwargs, pretrained_model_name_or_path)
         return in_dtype(cls(str(pretrained_model_name_or_path)), kwargs)

@@ -1,6 +1,7 @@
 """Stable Diffusion's U-Net as content denoiser, fine-tuned without a new parameter (CMD 3.2)."""
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from diffusers.utils.import_utils import is_peft_available
 from jaxtyping import Float, Real
 from torch import Tensor
 
+from cmdvid.models.sd_architectures import known_config
 from cmdvid.models.sd_folder import load_part, read_config
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # where LoRA goes, as in diffusers' own training
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type")
 
 
@@ -159,11 +162,64 @@ def stable_diffusion_scheduler(model: str) -> DDIMScheduler:
         model: Folder or hub id of the model, or of its scheduler.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or it is none of noise that betas describe.
     """
     config = read_config(model, "scheduler") | {"clip_sample": False}
+    name, predicted = config.get("_class_name"), config.get("prediction_type", "epsilon")
+    if not (config.get("beta_schedule") or config.get("trained_betas")):
+        raise ValueError(
+            f"{model}: its scheduler is a {name} with neither beta_schedule nor trained_betas; "
+            "needed is the schedule of a Stable Diffusion 1.x or 2.x"
+        )
+    if predicted not in PREDICTIONS:
+        raise ValueError(
+            f"{model}: its scheduler, a {name}, has prediction_type {predicted!r}; "
+            f"known are {', '.join(PREDICTIONS)}"
+        )
     known, *_ = DDIMScheduler.extract_init_dict(config)
     return DDIMScheduler(**known)
+
+
+def check_pretrained(denoiser: Any, codec: Any, prediction_type: str) -> None:
+    """See that a U-Net is trained on what its whole model knows: latents and what is predicted.
+
+    Nothing is asked if it is no StableDiffusionUNet, or of a model that is not whole or not there
+    any more.
+
+    Args:
+        denoiser: The content denoiser.
+        codec: What makes its frames.
+        prediction_type: What it is trained to predict.
+
+    Raises:
+        ValueError: If the VAE's scale or shift, or the prediction type, is another one.
+    """
+    model = denoiser.config["model"] if isinstance(denoiser, StableDiffusionUNet) else None
+    if model is None:
+        return
+    vae, scheduler = _config_of(model, "vae"), _config_of(model, "scheduler")
+    if vae and vae.get("_class_name", "AutoencoderKL") == "AutoencoderKL":
+        factors = vae.get("scaling_factor", 0.18215), vae.get("shift_factor") or 0.0
+        found = getattr(codec, "scale", 1.0), getattr(codec, "shift", 0.0)
+        if not all(map(math.isclose, factors, found)):
+            raise ValueError(
+                f"{model}: its U-Net knows latents of scale {factors[0]:g} and shift "
+                f"{factors[1]:g}, but the autoencoder was trained on a {type(codec).__name__} of "
+                f"scale {found[0]:g} and shift {found[1]:g}; take both of the same model"
+            )
+    predicted = (scheduler or {}).get("prediction_type", "epsilon")
+    if scheduler and predicted != prediction_type:
+        raise ValueError(
+            f"{model}: its U-Net predicts {predicted}, but the scheduler asks for "
+            f"{prediction_type}; take cmdvid.models.stable_diffusion.stable_diffusion_scheduler"
+        )
+
+
+def _config_of(model: str, part: str) -> dict[str, Any] | None:
+    try:
+        return known_config(model, part) or read_config(model, part)
+    except ValueError:
+        return None
 
 
 def _check_inputs(config: dict[str, Any], *, source: str) -> None:

@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from cmdvid.models.stable_diffusion import check_pretrained
 from cmdvid.stages.diffusion import DiffusionStage
 from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch
 
@@ -13,6 +14,12 @@ class ContentStage(DiffusionStage):
     """Learn p(content frame | condition); its settings are those of DiffusionStage."""
 
     part = "content"
+
+    def setup(self, stage: str) -> None:
+        """Also refuse frames of another scale, or a prediction, than a pretrained U-Net knows."""
+        super().setup(stage)
+        diffusion, codec = self.diffusion, self.latents.frozen.codec
+        check_pretrained(diffusion.denoiser, codec, diffusion.prediction_type)
 
     def predict_step(self, batch: ClipBatch | LatentBatch) -> GeneratedBatch:
         """Content frames generated for the batch's conditions."""

@@ -12,12 +12,22 @@ from torch import Tensor, nn
 
 from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.models.codecs import decode_content, decode_latent, encode_clip
+from cmdvid.models.sd_codec import StableDiffusionCodec
 from cmdvid.types import VideoLatent
 
 
 def describe(*, prefix: str, network: Any) -> dict[str, Any]:
-    """What a checkpoint must hold to rebuild a diffusers-style network from its state dict."""
+    """What a checkpoint must hold to rebuild a diffusers-style network from its state dict.
+
+    Raises:
+        ValueError: If it is a codec of a VAE that no file is known of.
+    """
     cls = type(network)
+    if isinstance(network, StableDiffusionCodec) and network.config["model"] is None:
+        raise ValueError(
+            "the codec was made of a VAE in memory (vae=...), but a checkpoint names its folder: "
+            "save_pretrained it, and make the codec of that folder (model=...)"
+        )
     return {
         "class_path": f"{cls.__module__}.{cls.__qualname__}",
         "config": {k: v for k, v in network.config.items() if not k.startswith("_")},
