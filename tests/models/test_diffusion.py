@@ -4,12 +4,16 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
 from cmdvid.models.conditioning import LabelConditioner
 from cmdvid.models.content_dit import ContentDiT
 from cmdvid.models.diffusion import Diffusion, guide, guided_sample, seeded_noise
+
+
+SAMPLER = {"clip_sample": False, "timestep_spacing": "trailing"}
 
 
 class Toy(torch.nn.Module):
@@ -77,9 +81,21 @@ def test_every_scheduler_removes_known_noise(scheduler):
     assert (sample - answer).abs().mean() < 0.05
 
 
+SCHEDULERS = pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+        EulerDiscreteScheduler,
+    ],
+)
+
+
+@SCHEDULERS
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_loss_is_zero_for_a_perfect_prediction(prediction_type):
-    scheduler = DDIMScheduler(prediction_type=prediction_type)
+def test_loss_is_zero_for_a_perfect_prediction(scheduler, prediction_type):
+    scheduler = scheduler(prediction_type=prediction_type)
     x = torch.randn(4, 3, 4, 6)
 
     class Perfect(torch.nn.Module):
@@ -92,6 +108,49 @@ def test_loss_is_zero_for_a_perfect_prediction(prediction_type):
     conditioner = LabelConditioner(3)
     diffusion = Diffusion(Perfect(), conditioner=conditioner, scheduler=scheduler)
     assert diffusion.loss(x, torch.zeros(4, dtype=torch.long)) < 1e-6
+
+
+@SCHEDULERS
+def test_noise_grows_to_almost_nothing_but_noise_whatever_the_scheduler(scheduler):
+    seen = []
+
+    class Record(torch.nn.Module):
+        def forward(self, noisy, t, condition):
+            seen.append(noisy)
+            return noisy
+
+    diffusion = Diffusion(Record(), conditioner=LabelConditioner(1), scheduler=scheduler())
+    diffusion._random_steps = lambda x: torch.tensor([0, 500, 999])
+    labels, signal = torch.zeros(3, dtype=torch.long), torch.full((3, 3, 32, 32), 3.0)
+    diffusion.loss(torch.zeros_like(signal), labels)
+    diffusion.loss(signal, labels)
+    noise, means = (x.flatten(1) for x in seen)
+    assert 0 < noise[0].std() < noise[1].std() < noise[2].std() < 1.1
+    assert noise[2].std() > 0.9
+    assert 3.1 > means[0].mean() > means[1].mean() > means[2].mean().abs()
+    assert means[2].mean().abs() < 0.2
+
+
+@SCHEDULERS
+def test_sampling_walks_back_what_training_showed(scheduler):
+    """Each step's input has the noise that training gives it, scaled as in training."""
+    answer, levels = torch.zeros(1, 3, 4, 6), DDIMScheduler().alphas_cumprod
+    misfits = []
+
+    class Oracle(torch.nn.Module):
+        def forward(self, noisy, t, condition):
+            level = levels[t.long()].view(-1, 1, 1, 1)
+            misfits.append(noisy.square().mean() / (1 - level).mean())
+            return noisy / (1 - level).sqrt()
+
+    diffusion = Diffusion(
+        Oracle(), conditioner=LabelConditioner(1), scheduler=scheduler.from_config(SAMPLER)
+    )
+    noise = torch.randn(answer.shape)
+    noise = noise / noise.square().mean().sqrt()
+    sample = diffusion.sample(noise, torch.tensor([0]), num_inference_steps=20, guidance_scale=1.0)
+    assert sample.abs().mean() < 0.05
+    torch.testing.assert_close(torch.stack(misfits), torch.ones(20), atol=0.05, rtol=0)
 
 
 def test_loss_of_predicting_nothing_is_the_noise_variance(diffusion):
@@ -195,6 +254,12 @@ def test_settings_that_cannot_work_are_refused():
             Toy(),
             conditioner=LabelConditioner(1),
             scheduler=DDIMScheduler(prediction_type="flow_prediction"),
+        )
+    with pytest.raises(ValueError, match=r"FlowMatchEuler.* no alphas_cumprod.* such as diffusers"):
+        Diffusion(
+            Toy(),
+            conditioner=LabelConditioner(1),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
         )
     with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
         guided_sample(
