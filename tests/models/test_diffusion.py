@@ -190,6 +190,11 @@ def test_steps_cover_all_of_time_in_every_batch(diffusion):
     assert ((steps >= torch.arange(0, 1000, 100)) & (steps < torch.arange(100, 1100, 100))).all()
 
 
+def test_rounding_never_leaves_the_schedule(diffusion, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda n, device: torch.full((n,), 1 - 2**-24))
+    assert diffusion._random_steps(torch.zeros(1024, 1)).max() == 999
+
+
 def test_full_dropout_makes_the_condition_irrelevant(diffusion):
     diffusion.condition_dropout = 1.0
     for parameter in diffusion.denoiser.parameters():

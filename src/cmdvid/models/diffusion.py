@@ -186,7 +186,8 @@ class Diffusion(nn.Module):
     def _random_steps(self, x: Tensor) -> Int[Tensor, " b"]:
         """Uniform steps, one from each of b equal slices of time: the same mean, less variance."""
         place = torch.arange(len(x), device=x.device) + torch.rand(len(x), device=x.device)
-        return (place / len(x) * self.scheduler.config.num_train_timesteps).long()
+        num = self.scheduler.config.num_train_timesteps
+        return (place / len(x) * num).long().clamp(max=num - 1)  # float32 may round up to num
 
     def _weights(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"] | float:
         """Loss weights: 1 as in the paper, or those of min-SNR for the quantity predicted.
