@@ -167,6 +167,18 @@ def test_min_snr_weights_fall_with_the_signal():
     torch.testing.assert_close(weights[2], torch.tensor(1.0))
 
 
+@pytest.mark.parametrize(
+    ("prediction_type", "weight"), [("epsilon", 1.0), ("v_prediction", 0.0), ("sample", 0.0)]
+)
+def test_min_snr_weights_are_finite_without_any_signal(prediction_type, weight):
+    scheduler = DDIMScheduler(prediction_type=prediction_type, rescale_betas_zero_snr=True)
+    assert scheduler.alphas_cumprod[-1] == 0
+    options = {"conditioner": LabelConditioner(1), "min_snr_gamma": 5.0}
+    diffusion = Diffusion(Toy(), scheduler=scheduler, **options)
+    weights = diffusion._weights(torch.tensor([998, 999]))
+    torch.testing.assert_close(weights, torch.full((2,), weight), atol=1e-4, rtol=0)
+
+
 def test_a_predicted_sample_is_weighted_as_its_velocity_would_be_at_most_tenfold():
     scheduler = DDIMScheduler(prediction_type="sample")
     steps = torch.tensor([5, 200, 500, 999])

@@ -199,7 +199,9 @@ class Diffusion(nn.Module):
         snr = compute_snr(self.scheduler, t)
         if self.min_snr_gamma is None:
             return (snr + 1).clamp(max=10)
-        scale = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.prediction_type]
+        if self.prediction_type == "epsilon":
+            return (self.min_snr_gamma / snr).clamp(max=1)  # 1 at zero terminal SNR too
+        scale = snr + 1 if self.prediction_type == "v_prediction" else 1
         return snr.clamp(max=self.min_snr_gamma) / scale
 
 
