@@ -75,6 +75,17 @@ def test_caption_guidance_and_negative_prompt_all_matter(pipe):
         assert not torch.allclose(sample(pipe, **change).frames, base, atol=1e-4), change
 
 
+def test_without_a_generator_clips_differ_and_follow_the_seed_of_torch(pipe):
+    def clip(seed=None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return sample(pipe, generator=None).frames
+
+    first, second, again = clip(0), clip(), clip(0)
+    assert not torch.allclose(first, second, atol=1e-3)
+    torch.testing.assert_close(first, again, atol=1e-5, rtol=0)
+
+
 def test_new_motion_for_a_fixed_content_frame(pipe):
     """CMD appendix F: with the content frame fixed, new z give new motions."""
     content = torch.randn(1, 3, 8, 16)

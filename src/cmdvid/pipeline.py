@@ -107,8 +107,8 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             motion_guidance_scale: That of the motion model; the content model's if None.
             negative_prompt: What to guide away from, not the empty caption; or one for each.
             num_videos_per_prompt: Clips for each condition; those of one follow each other.
-            generator: One for all clips, or one for each: then a clip does not depend on the
-                others in its batch.
+            generator: One for all clips, seeded by torch's own if None; or one for each: then a
+                clip does not depend on the others in its batch.
             content: Content frames of unit variance to animate, in place of generated ones.
             output_type: "pt", "np", "pil" or "latent"; see CMDOutput.
             callback_on_step_end: Called as ``f(pipe, step, t, kwargs)`` after each content step,
