@@ -123,6 +123,11 @@ def test_numbers_that_do_not_match_are_refused(pipe):
         sample(pipe, ["a", "b"], (1, 2), content=torch.zeros(1, 3, 8, 16))
 
 
+def test_no_motion_steps_are_not_as_many_as_content_steps(pipe):
+    with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
+        sample(pipe, motion_inference_steps=0)
+
+
 def test_what_only_stable_diffusion_has_is_refused_by_name(pipe):
     with pytest.raises(ValueError, match="denoiser is a ContentDiT; a LoRA needs"):
         pipe.load_lora_weights("style.safetensors")

@@ -126,7 +126,7 @@ class CMDPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             output_type=output_type,
         )
         noise, motion_noise = (self._noise(part, request) for part in ("content", "motion"))
-        steps = motion_inference_steps or num_inference_steps
+        steps = num_inference_steps if motion_inference_steps is None else motion_inference_steps
         total = steps + (num_inference_steps if content is None else 0)
         with cast(Any, self).progress_bar(total=total) as bar:
             on_step = step_end(self, callback_on_step_end, callback_on_step_end_tensor_inputs, bar)

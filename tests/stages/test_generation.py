@@ -263,6 +263,7 @@ def test_two_processes_write_and_report_what_one_does(pipeline, tmp_path):
 def test_errors_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
         GenerationStage("runs/pipeline", seed=-1)
+    assert stage("runs/pipeline", motion_inference_steps=0).sampling["motion_inference_steps"] == 0
     missing = str(tmp_path / "none")
     with pytest.raises(ValueError, match=r"none: no pipeline could be loaded.*cmdvid export"):
         trainer(tmp_path).predict(stage(missing), Data(predict=[PromptBatch("a", 0)]))

@@ -73,9 +73,10 @@ class GenerationStage(LightningModule):
         super().__init__()
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
+        steps = num_inference_steps if motion_inference_steps is None else motion_inference_steps
         self.sampling: dict[str, Any] = {
             "num_inference_steps": num_inference_steps,
-            "motion_inference_steps": motion_inference_steps or num_inference_steps,
+            "motion_inference_steps": steps,
             "guidance_scale": guidance_scale,
             "motion_guidance_scale": motion_guidance_scale,
             "negative_prompt": negative_prompt,
