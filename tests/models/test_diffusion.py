@@ -12,7 +12,6 @@ from cmdvid.models.conditioning import LabelConditioner
 from cmdvid.models.content_dit import ContentDiT
 from cmdvid.models.diffusion import Diffusion, guide, guided_sample, seeded_noise
 
-
 SAMPLER = {"clip_sample": False, "timestep_spacing": "trailing"}
 
 
