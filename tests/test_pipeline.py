@@ -75,6 +75,17 @@ def test_caption_guidance_and_negative_prompt_all_matter(pipe):
         assert not torch.allclose(sample(pipe, **change).frames, base, atol=1e-4), change
 
 
+def test_without_a_generator_clips_differ_and_follow_the_seed_of_torch(pipe):
+    def clip(seed=None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return sample(pipe, generator=None).frames
+
+    first, second, again = clip(0), clip(), clip(0)
+    assert not torch.allclose(first, second, atol=1e-3)
+    torch.testing.assert_close(first, again, atol=1e-5, rtol=0)
+
+
 def test_new_motion_for_a_fixed_content_frame(pipe):
     """CMD appendix F: with the content frame fixed, new z give new motions."""
     content = torch.randn(1, 3, 8, 16)
@@ -110,6 +121,11 @@ def test_numbers_that_do_not_match_are_refused(pipe):
         sample(pipe, ["a", "b"], (1,))
     with pytest.raises(ValueError, match="got 1 content frames for 2 conditions"):
         sample(pipe, ["a", "b"], (1, 2), content=torch.zeros(1, 3, 8, 16))
+
+
+def test_no_motion_steps_are_not_as_many_as_content_steps(pipe):
+    with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
+        sample(pipe, motion_inference_steps=0)
 
 
 def test_what_only_stable_diffusion_has_is_refused_by_name(pipe):

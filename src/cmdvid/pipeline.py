@@ -106,8 +106,8 @@ class CMDPipeline(DiffusionPipeline, LoraLoader):
             motion_guidance_scale: That of the motion model; the content model's if None.
             negative_prompt: What to guide away from, not the empty caption; or one for each.
             num_videos_per_prompt: Clips for each condition; those of one follow each other.
-            generator: One for all clips, or one for each: then a clip does not depend on the
-                others in its batch.
+            generator: One for all clips, seeded by torch's own if None; or one for each: then a
+                clip does not depend on the others in its batch.
             content: Content frames of unit variance to animate, in place of generated ones.
             output_type: "pt", "np", "pil" or "latent"; see CMDOutput.
             callback_on_step_end: Called as ``f(pipe, step, t, kwargs)`` after each content step,
@@ -125,7 +125,7 @@ class CMDPipeline(DiffusionPipeline, LoraLoader):
             output_type=output_type,
         )
         noise, motion_noise = (self._noise(part, request) for part in ("content", "motion"))
-        steps = motion_inference_steps or num_inference_steps
+        steps = num_inference_steps if motion_inference_steps is None else motion_inference_steps
         total = steps + (num_inference_steps if content is None else 0)
         with cast(Any, self).progress_bar(total=total) as bar:
             on_step = step_end(self, callback_on_step_end, callback_on_step_end_tensor_inputs, bar)

@@ -67,8 +67,10 @@ def make_request(
         raise ValueError(f"num_videos_per_prompt must be at least 1, got {num_each}")
     given = [condition] if isinstance(condition, str) else condition
     num = len(given) * num_each
-    if generator is None or isinstance(generator, torch.Generator):
-        generator = [generator or torch.Generator()] * num
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
+    if isinstance(generator, torch.Generator):
+        generator = [generator] * num
     if len(generator) != num:
         raise ValueError(f"got {len(generator)} generators for {num} conditions")
     if isinstance(negative, str):

@@ -172,6 +172,11 @@ def test_motion_of_another_size_is_refused(autoencoder):
         autoencoder.decode(VideoLatent(torch.zeros(1, 3, 8, 12), torch.zeros(1, 8, 5, 4)))
 
 
+def test_content_that_does_not_fit_is_refused(autoencoder):
+    with pytest.raises(ValueError, match="sides divisible by 4, got 3 channels of 8x13"):
+        autoencoder.decode(VideoLatent(torch.zeros(1, 3, 8, 13), torch.zeros(1, 8, 5, 5)))
+
+
 def test_a_gated_mlp_changes_each_token_by_itself_and_costs_half_more(frames):
     torch.manual_seed(0)
     plain, gated = MLP(32), GatedMLP(32)

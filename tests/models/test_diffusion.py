@@ -4,12 +4,15 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
 from cmdvid.models.conditioning import LabelConditioner
 from cmdvid.models.content_dit import ContentDiT
 from cmdvid.models.diffusion import Diffusion, guide, guided_sample, seeded_noise
+
+SAMPLER = {"clip_sample": False, "timestep_spacing": "trailing"}
 
 
 class Toy(torch.nn.Module):
@@ -77,9 +80,21 @@ def test_every_scheduler_removes_known_noise(scheduler):
     assert (sample - answer).abs().mean() < 0.05
 
 
+SCHEDULERS = pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+        EulerDiscreteScheduler,
+    ],
+)
+
+
+@SCHEDULERS
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_loss_is_zero_for_a_perfect_prediction(prediction_type):
-    scheduler = DDIMScheduler(prediction_type=prediction_type)
+def test_loss_is_zero_for_a_perfect_prediction(scheduler, prediction_type):
+    scheduler = scheduler(prediction_type=prediction_type)
     x = torch.randn(4, 3, 4, 6)
 
     class Perfect(torch.nn.Module):
@@ -94,6 +109,49 @@ def test_loss_is_zero_for_a_perfect_prediction(prediction_type):
     assert diffusion.loss(x, torch.zeros(4, dtype=torch.long)) < 1e-6
 
 
+@SCHEDULERS
+def test_noise_grows_to_almost_nothing_but_noise_whatever_the_scheduler(scheduler):
+    seen = []
+
+    class Record(torch.nn.Module):
+        def forward(self, noisy, t, condition):
+            seen.append(noisy)
+            return noisy
+
+    diffusion = Diffusion(Record(), conditioner=LabelConditioner(1), scheduler=scheduler())
+    diffusion._random_steps = lambda x: torch.tensor([0, 500, 999])
+    labels, signal = torch.zeros(3, dtype=torch.long), torch.full((3, 3, 32, 32), 3.0)
+    diffusion.loss(torch.zeros_like(signal), labels)
+    diffusion.loss(signal, labels)
+    noise, means = (x.flatten(1) for x in seen)
+    assert 0 < noise[0].std() < noise[1].std() < noise[2].std() < 1.1
+    assert noise[2].std() > 0.9
+    assert 3.1 > means[0].mean() > means[1].mean() > means[2].mean().abs()
+    assert means[2].mean().abs() < 0.2
+
+
+@SCHEDULERS
+def test_sampling_walks_back_what_training_showed(scheduler):
+    """Each step's input has the noise that training gives it, scaled as in training."""
+    answer, levels = torch.zeros(1, 3, 4, 6), DDIMScheduler().alphas_cumprod
+    misfits = []
+
+    class Oracle(torch.nn.Module):
+        def forward(self, noisy, t, condition):
+            level = levels[t.long()].view(-1, 1, 1, 1)
+            misfits.append(noisy.square().mean() / (1 - level).mean())
+            return noisy / (1 - level).sqrt()
+
+    diffusion = Diffusion(
+        Oracle(), conditioner=LabelConditioner(1), scheduler=scheduler.from_config(SAMPLER)
+    )
+    noise = torch.randn(answer.shape)
+    noise = noise / noise.square().mean().sqrt()
+    sample = diffusion.sample(noise, torch.tensor([0]), num_inference_steps=20, guidance_scale=1.0)
+    assert sample.abs().mean() < 0.05
+    torch.testing.assert_close(torch.stack(misfits), torch.ones(20), atol=0.05, rtol=0)
+
+
 def test_loss_of_predicting_nothing_is_the_noise_variance(diffusion):
     """The DiT starts at zero, so Eq. 2 starts at E |eps|^2 = 1."""
     loss = diffusion.loss(torch.randn(32, 3, 8, 12), torch.zeros(32, dtype=torch.long))
@@ -106,6 +164,18 @@ def test_min_snr_weights_fall_with_the_signal():
     snr = diffusion.scheduler.alphas_cumprod / (1 - diffusion.scheduler.alphas_cumprod)
     torch.testing.assert_close(weights[0], 5 / snr[5])
     torch.testing.assert_close(weights[2], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "weight"), [("epsilon", 1.0), ("v_prediction", 0.0), ("sample", 0.0)]
+)
+def test_min_snr_weights_are_finite_without_any_signal(prediction_type, weight):
+    scheduler = DDIMScheduler(prediction_type=prediction_type, rescale_betas_zero_snr=True)
+    assert scheduler.alphas_cumprod[-1] == 0
+    options = {"conditioner": LabelConditioner(1), "min_snr_gamma": 5.0}
+    diffusion = Diffusion(Toy(), scheduler=scheduler, **options)
+    weights = diffusion._weights(torch.tensor([998, 999]))
+    torch.testing.assert_close(weights, torch.full((2,), weight), atol=1e-4, rtol=0)
 
 
 def test_a_predicted_sample_is_weighted_as_its_velocity_would_be_at_most_tenfold():
@@ -129,6 +199,11 @@ def test_a_predicted_sample_is_weighted_as_its_velocity_would_be_at_most_tenfold
 def test_steps_cover_all_of_time_in_every_batch(diffusion):
     steps = diffusion._random_steps(torch.zeros(10, 1)).sort().values
     assert ((steps >= torch.arange(0, 1000, 100)) & (steps < torch.arange(100, 1100, 100))).all()
+
+
+def test_rounding_never_leaves_the_schedule(diffusion, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda n, device: torch.full((n,), 1 - 2**-24))
+    assert diffusion._random_steps(torch.zeros(1024, 1)).max() == 999
 
 
 def test_full_dropout_makes_the_condition_irrelevant(diffusion):
@@ -195,6 +270,12 @@ def test_settings_that_cannot_work_are_refused():
             Toy(),
             conditioner=LabelConditioner(1),
             scheduler=DDIMScheduler(prediction_type="flow_prediction"),
+        )
+    with pytest.raises(ValueError, match=r"FlowMatchEuler.* no alphas_cumprod.* such as diffusers"):
+        Diffusion(
+            Toy(),
+            conditioner=LabelConditioner(1),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
         )
     with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
         guided_sample(

@@ -33,6 +33,11 @@ def test_content_prediction_has_the_shape_of_the_content(content_dit, size):
     assert content_dit(noisy, T, CONDITION).shape == noisy.shape
 
 
+def test_content_that_does_not_fit_is_refused(content_dit):
+    with pytest.raises(ValueError, match="sides divisible by its patch of 4, got 8x10"):
+        content_dit(torch.zeros(2, 3, 8, 10), T, CONDITION)
+
+
 def test_both_start_by_predicting_nothing():
     noisy, motion = torch.randn(2, 3, 8, 12), torch.randn(2, 8, 4, 10)
     content = ContentDiT(width=32, depth=1, num_heads=4, condition_dim=6)

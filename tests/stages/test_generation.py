@@ -7,11 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 from lightning.pytorch import LightningDataModule, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from cmdvid.__main__ import main
 from cmdvid.callbacks import ClipWriter
 from cmdvid.data.captions import write_caption
 from cmdvid.data.scene import ShapeAttributes, render
@@ -260,9 +266,46 @@ def test_two_processes_write_and_report_what_one_does(pipeline, tmp_path):
         assert found[1][3] == found[0][3] == 5
 
 
+def test_a_scheduler_samples_both_models_on_their_own_noise_schedules(pipeline, tmp_path):
+    pipe = CMDPipeline.from_pretrained(pipeline)
+    pipe.content_scheduler = DDIMScheduler(
+        prediction_type="sample", beta_end=0.01, rescale_betas_zero_snr=True
+    )
+    pipe.save_pretrained(tmp_path)
+    model = stage(str(tmp_path), scheduler=DPMSolverMultistepScheduler(solver_order=3))
+    model.setup("predict")
+    for name, kind in (("content_scheduler", "sample"), ("motion_scheduler", "epsilon")):
+        sampler, trained = getattr(model.pipe, name), getattr(pipe, name)
+        assert isinstance(sampler, DPMSolverMultistepScheduler)
+        assert (sampler.config.prediction_type, sampler.config.solver_order) == (kind, 3)
+        torch.testing.assert_close(
+            sampler.alphas_cumprod, trained.alphas_cumprod, atol=1e-6, rtol=1e-5
+        )
+    assert model._settings()["scheduler"] == "DPMSolverMultistepScheduler(solver_order=3)"
+    for scheduler, message in (
+        (HeunDiscreteScheduler(), "Heun.* cannot follow the noise schedule of DDIMScheduler"),
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatch.* has no alphas_cumprod"),
+        (DDIMScheduler(beta_end=0.1), "DDIMScheduler sets beta_end, which the model was trained"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stage(str(tmp_path), scheduler=scheduler).setup("predict")
+
+
+def test_predict_takes_any_scheduler_by_its_class_path(pipeline, tmp_path):
+    command = ["predict", "--ckpt", pipeline, "--prompt", "a red circle", "--trainer.accelerator"]
+    command += ["cpu", "--num_inference_steps", "2", "--trainer.enable_progress_bar", "false"]
+    main([*command, "--out", str(tmp_path / "own")])
+    chosen = ["--model.scheduler", "diffusers.DPMSolverMultistepScheduler"]
+    main([*command, *chosen, "--out", str(tmp_path / "chosen")])
+    name = "000000-a-red-circle-content.png"
+    own, other = (picture(tmp_path / folder / name) for folder in ("own", "chosen"))
+    assert np.abs(own - other).max() > 1
+
+
 def test_errors_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
         GenerationStage("runs/pipeline", seed=-1)
+    assert stage("runs/pipeline", motion_inference_steps=0).sampling["motion_inference_steps"] == 0
     missing = str(tmp_path / "none")
     with pytest.raises(ValueError, match=r"none: no pipeline could be loaded.*cmdvid export"):
         trainer(tmp_path).predict(stage(missing), Data(predict=[PromptBatch("a", 0)]))

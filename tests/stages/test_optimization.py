@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from cmdvid.models.motion_dit import MotionDiT
 from cmdvid.optim import Muon
 from cmdvid.stages.optimization import clip, configure
 
@@ -40,6 +41,14 @@ def test_matrices_are_orthogonalised_and_embeddings_are_not():
     assert moved[[0, 2, 3, 4]].abs().max() == 0
     largest, *_, smallest = torch.linalg.svdvals(network.map.weight - before[1])
     assert smallest / largest > 0.3
+
+
+def test_the_kinds_of_motion_tokens_are_a_table_not_a_matrix():
+    network = MotionDiT(width=16, depth=1, num_heads=2)
+    built = configure(network, lambda groups: Muon(groups, lr=0.1), None)
+    fallback = [p for group in built.param_groups if group["use_fallback"] for p in group["params"]]
+    assert [id(p) for p in fallback] == [id(p) for p in network.kind.parameters()]
+    assert 0.01 < network.kind.weight.std() < 0.03
 
 
 def test_gradients_are_clipped_to_the_norm_or_left_alone():

@@ -142,9 +142,11 @@ class Autoencoder(ModelMixin, ConfigMixin):
         """Rebuild the frames from content and motion (Eqs. 5 and 6).
 
         Raises:
-            ValueError: If the motion latent does not belong to a content frame of this size.
+            ValueError: If channels, height or width of the content frame do not fit, or the motion
+                latent does not belong to a content frame of this size.
         """
         content, motion = latent
+        self._check(content[:, :, None])
         height, width = (side // self.patch for side in content.shape[-2:])
         if motion.shape[-1] != height + width:
             raise ValueError(

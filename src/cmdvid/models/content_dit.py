@@ -80,8 +80,17 @@ class ContentDiT(ModelMixin, ConfigMixin):
         t: Real[Tensor, " b"],
         condition: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b c h w"]:
-        """Predict the noise (or velocity) in a content frame (CMD Eq. 7)."""
+        """Predict the noise (or velocity) in a content frame (CMD Eq. 7).
+
+        Raises:
+            ValueError: If height or width is not divisible by the patch.
+        """
         p = self.patch
+        if noisy.shape[-2] % p or noisy.shape[-1] % p:
+            raise ValueError(
+                f"this ContentDiT takes sides divisible by its patch of {p}, "
+                f"got {noisy.shape[-2]}x{noisy.shape[-1]}"
+            )
         patches = rearrange(noisy, "b c (y p) (x q) -> b y x (c p q)", p=p, q=p)
         _, height, width, _ = patches.shape
         x = self.patches_in(rearrange(patches, "b y x d -> b (y x) d"))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cmdvid.models.conditioning import null_condition
+from cmdvid.models.schedule import signal_levels
 from cmdvid.types import Condition
 
 
@@ -88,7 +89,8 @@ class Diffusion(nn.Module):
         denoiser: Network ``(noisy, t, condition, **context) -> prediction``.
         conditioner: Network that embeds labels or captions.
         scheduler: Noise schedule and prediction type: "epsilon", "v_prediction" or "sample"; by
-            default DDIM over the linear schedule of 1000 steps.
+            default DDIM over the linear schedule of 1000 steps. Its class matters for sampling
+            alone.
         condition_dropout: Share of samples trained without condition, for guidance.
         ema_decay: Decay of the moving average of all trained weights (Tables 6, 7: 0.999).
         min_snr_gamma: Gamma of min-SNR loss weights (Hang et al. 2023); none as in the paper.
@@ -106,6 +108,7 @@ class Diffusion(nn.Module):
     ):
         super().__init__()
         self.scheduler: Any = scheduler or DDIMScheduler()
+        signal_levels(self.scheduler)
         self.prediction_type = self.scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(
@@ -169,22 +172,22 @@ class Diffusion(nn.Module):
         **context: Tensor,
     ) -> Tensor:
         noise, t = torch.randn_like(x), self._random_steps(x)
-        noisy = self.scheduler.add_noise(x, noise, t)  # x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps
+        level = signal_levels(self.scheduler).to(x.device)[t].view(-1, *[1] * (x.ndim - 1))
+        a, s = level.sqrt().to(x.dtype), (1 - level).sqrt().to(x.dtype)
+        noisy = a * x + s * noise  # sqrt(abar) x_0 + sqrt(1 - abar) eps, CMD Eq. 2
         drop = torch.rand(len(x), device=x.device) < self.condition_dropout
         embedding = conditioner(conditioner.nullify(condition, drop))
         prediction = denoiser(noisy, t, embedding, **context)
-        targets = {"epsilon": noise, "sample": x}
-        velocity = self.prediction_type == "v_prediction"
-        target = (
-            self.scheduler.get_velocity(x, noise, t) if velocity else targets[self.prediction_type]
-        )
+        targets = {"epsilon": noise, "sample": x, "v_prediction": a * noise - s * x}
+        target = targets[self.prediction_type]
         error = reduce((prediction.float() - target.float()) ** 2, "b ... -> b", "mean")
         return (error * self._weights(t)).mean()
 
     def _random_steps(self, x: Tensor) -> Int[Tensor, " b"]:
         """Uniform steps, one from each of b equal slices of time: the same mean, less variance."""
         place = torch.arange(len(x), device=x.device) + torch.rand(len(x), device=x.device)
-        return (place / len(x) * self.scheduler.config.num_train_timesteps).long()
+        num = self.scheduler.config.num_train_timesteps
+        return (place / len(x) * num).long().clamp(max=num - 1)  # float32 may round up to num
 
     def _weights(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"] | float:
         """Loss weights: 1 as in the paper, or those of min-SNR for the quantity predicted.
@@ -196,7 +199,9 @@ class Diffusion(nn.Module):
         snr = compute_snr(self.scheduler, t)
         if self.min_snr_gamma is None:
             return (snr + 1).clamp(max=10)
-        scale = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.prediction_type]
+        if self.prediction_type == "epsilon":
+            return (self.min_snr_gamma / snr).clamp(max=1)  # 1 at zero terminal SNR too
+        scale = snr + 1 if self.prediction_type == "v_prediction" else 1
         return snr.clamp(max=self.min_snr_gamma) / scale
 
 

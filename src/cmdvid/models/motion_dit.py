@@ -60,7 +60,8 @@ class MotionDiT(ModelMixin, ConfigMixin):
         self.motion_in = nn.Linear(motion_channels * patch**2, width)
         self.content_in = nn.Linear(channels * content_patch**2, width)
         self.embedding = ConditionEmbedding(condition_dim, width=width)
-        self.kind = nn.Parameter(0.02 * torch.randn(3, width))  # rows, columns, content
+        kinds = 0.02 * torch.randn(3, width)  # rows, columns, content
+        self.kind = nn.Embedding.from_pretrained(kinds, freeze=False)
         self.blocks = Stack(AdaLNBlock(width, num_heads=num_heads) for _ in range(depth))
         self.head = AdaLNHead(width, out_features=motion_channels * patch**2)
 
@@ -100,9 +101,8 @@ class MotionDiT(ModelMixin, ConfigMixin):
         patches = rearrange(content, "b c (y p) (x q) -> b y x (c p q)", p=q, q=q)
         _, height, width, _ = patches.shape
         positions = image_positions(height, width, q, self.width).to(content)
-        return (
-            self.content_in(rearrange(patches, "b y x d -> b (y x) d")) + positions + self.kind[2]
-        )
+        tokens = self.content_in(rearrange(patches, "b y x d -> b (y x) d"))
+        return tokens + positions + self.kind.weight[2]
 
     def _positions(self, grid: MotionGrid) -> Float[Tensor, "n d"]:
         """What each motion token is: its frame, its plane, and its place on that plane's axis."""
@@ -111,9 +111,8 @@ class MotionDiT(ModelMixin, ConfigMixin):
         rows, columns = ((torch.arange(n // p) + 0.5) * p * grid.stride for n in grid[1:3])
         y = torch.cat([rows, torch.zeros_like(columns)])
         x = torch.cat([torch.zeros_like(rows), columns])
-        kind = torch.cat(
-            [self.kind[:1].expand(len(rows), -1), self.kind[1:2].expand(len(columns), -1)]
-        )
+        row, column, _ = self.kind.weight.split(1)
+        kind = torch.cat([row.expand(len(rows), -1), column.expand(len(columns), -1)])
         f, s = torch.cartesian_prod(torch.arange(len(frames)), torch.arange(len(y))).unbind(1)
         place = axial_sincos(frames[f], y[s], x[s], self.width)
         return place.to(kind) + kind[s]

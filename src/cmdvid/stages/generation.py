@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Bool
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -19,6 +20,7 @@ from cmdvid.evaluation import (
     Scoreboard,
     versions,
 )
+from cmdvid.models.schedule import follow, own_settings
 from cmdvid.sheet import Samples, file_name
 from cmdvid.types import ClipBatch, Condition, GeneratedBatch, PromptBatch
 
@@ -51,6 +53,8 @@ class GenerationStage(LightningModule):
         guidance_scale: s = 1 + w of the paper; 1 is no guidance.
         motion_guidance_scale: That of the motion model; the content model's if not given.
         negative_prompt: Caption to guide away from, in place of the empty one.
+        scheduler: Samples both models in place of their own schedulers. Noise schedule and
+            prediction type stay each model's; so does what is left at the default of its class.
         seed: With a sample's index it fixes the sample's noise; 0 or more.
         judge: Metric of captioned clips, such as cmdvid.metrics.shapes.ShapesAccuracy. Without it
             ``test`` reports reconstruction alone, and generates only what the sheet shows.
@@ -66,6 +70,7 @@ class GenerationStage(LightningModule):
         guidance_scale: float = 4.0,
         motion_guidance_scale: float | None = None,
         negative_prompt: str | None = None,
+        scheduler: SchedulerMixin | None = None,
         seed: int = 0,
         judge: Metric | None = None,
         report: str | None = None,
@@ -73,20 +78,22 @@ class GenerationStage(LightningModule):
         super().__init__()
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
+        steps = num_inference_steps if motion_inference_steps is None else motion_inference_steps
         self.sampling: dict[str, Any] = {
             "num_inference_steps": num_inference_steps,
-            "motion_inference_steps": motion_inference_steps or num_inference_steps,
+            "motion_inference_steps": steps,
             "guidance_scale": guidance_scale,
             "motion_guidance_scale": motion_guidance_scale,
             "negative_prompt": negative_prompt,
         }
+        self.scheduler = scheduler
         self.pipeline, self.seed, self.judge, self.report = pipeline, seed, judge, report
 
     def setup(self, stage: str) -> None:
         """Load the pipeline; not a submodule, so no checkpoint would ever hold it.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is none, or its models cannot be sampled with the scheduler.
         """
         from cmdvid.pipeline import CMDPipeline
 
@@ -98,6 +105,9 @@ class GenerationStage(LightningModule):
                 f"`cmdvid export --out {self.pipeline}` ({error})"
             ) from error
         self.pipe.set_progress_bar_config(disable=True)  # Lightning's counts the batches
+        if self.scheduler is not None:
+            for name in ("content_scheduler", "motion_scheduler"):
+                setattr(self.pipe, name, follow(getattr(self.pipe, name), self.scheduler))
 
     def on_predict_start(self) -> None:
         """Take the pipeline to the trainer's device."""
@@ -202,10 +212,17 @@ class GenerationStage(LightningModule):
         return {
             "pipeline": self.pipeline,
             **self.sampling,
+            "scheduler": None if self.scheduler is None else _described(self.scheduler),
             "seed": self.seed,
             "judge": None if self.judge is None else type(self.judge).__name__,
             "versions": versions(),
         }
+
+
+def _described(scheduler: SchedulerMixin) -> str:
+    """Class and settings of a scheduler, as Python would write them."""
+    given = ", ".join(f"{name}={value!r}" for name, value in own_settings(scheduler).items())
+    return f"{type(scheduler).__name__}({given})"
 
 
 def _select(batch: ClipBatch, where: Bool[Tensor, " b"]) -> ClipBatch:
