@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Bool
 from lightning.pytorch import LightningModule
@@ -20,24 +19,11 @@ from cmdvid.evaluation import (
     versions,
 )
 from cmdvid.sheet import Samples, file_name
+from cmdvid.stages.noise import sample_generators
 from cmdvid.types import ClipBatch, Condition, GeneratedBatch, PromptBatch
 
 if TYPE_CHECKING:
     from cmdvid.pipeline import CMDOutput
-
-
-def sample_generators(seed: int, index: Tensor) -> list[torch.Generator]:
-    """A generator for each sample, whatever batch or process it is in.
-
-    NumPy's SeedSequence mixes (seed, index), so neighbours are unrelated; the generators are the
-    CPU's on every device, so that all devices start from the same noise.
-    """
-    return [
-        torch.Generator().manual_seed(
-            int(np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0])
-        )
-        for i in index.tolist()
-    ]
 
 
 class GenerationStage(LightningModule):
