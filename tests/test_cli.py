@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 import cmdvid
 from cmdvid.__main__ import VERBS, main
 from cmdvid.settings import spread_options
+from cmdvid.stages.networks import FrozenAutoencoder
 
 CONFIG = """
 model:
@@ -149,6 +150,28 @@ def test_resume_goes_by_the_config_and_names_what_changed(here, tmp_path):
     last = torch.load(tmp_path / "last.ckpt")
     assert last["global_step"] == 3
     assert last["config"]["model"]["init_args"]["statistics_clips"] == 2
+
+
+def test_an_autoencoder_interrupted_while_measuring_is_finished_by_fit(here, tmp_path):
+    interrupted = torch.load("run/last.ckpt")
+    assert interrupted["global_step"] == 2  # all of them
+    interrupted["state_dict"]["autoencoder.measured"].fill_(False)
+    interrupted["state_dict"]["autoencoder.motion_std"].fill_(1.0)
+    torch.save(interrupted, tmp_path / "stopped.ckpt")
+    words = ["fit", "--config", "ae.yaml", "--ckpt", str(tmp_path / "stopped.ckpt")]
+    main(
+        [*words, f"--trainer.callbacks.dirpath={tmp_path}", f"--trainer.logger.save_dir={tmp_path}"]
+    )
+    finished = FrozenAutoencoder(tmp_path / "last.ckpt").autoencoder
+    assert not (finished.motion_std == 1).any()
+
+
+def test_more_steps_than_the_schedule_has_are_refused_before_training(here, capsys):
+    schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR"]
+    schedule += ["--model.lr_scheduler.max_lr=1e-3", "--model.lr_scheduler.total_steps=3"]
+    line = error_of(["fit", "--config", "ae.yaml", *schedule, "--trainer.max_steps=4"], capsys)
+    assert "trainer.max_steps is 4" in line
+    assert "OneCycleLR) ends after its total_steps, 3" in line
 
 
 @pytest.mark.parametrize(

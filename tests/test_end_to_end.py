@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cmdvid.__main__ import main
 from cmdvid.data.latents import LatentDataset, read_manifest
+from cmdvid.stages.diffusion import DiffusionStage
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL_AE = {"width": 16, "depth": 1, "num_heads": 2}
@@ -98,18 +101,40 @@ def test_prompts_become_videos(run, tmp_path):
     assert (tmp_path / "out/contact_sheet.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize(("part", "suffix"), [("autoencoder", ".mp4"), ("content", ".png")])
+@pytest.mark.parametrize(
+    ("part", "suffix"), [("autoencoder", ".mp4"), ("content", ".png"), ("motion", ".mp4")]
+)
 def test_predict_from_a_checkpoint_alone(run, tmp_path, part, suffix):
-    """Reconstructions from an autoencoder's, content frames from a content checkpoint."""
+    """Reconstructions, content frames, real content with generated motion: no other setting."""
     words = ["predict", "--ckpt", str(run / part / "last.ckpt"), "--out", str(tmp_path)]
-    if part == "content":
-        index = {"class_path": "cmdvid.data.index.WebVid"}
-        index["init_args"] = {"csv": str(run / "data/val.csv")}
-        words += ["--data.predict", json.dumps(index), "--data.spec.num_frames", "4"]
-        words += ["--data.spec.image_size", "[24,32]"]
-        words += ["--model.init_args.num_inference_steps", "2"]
-    main(words)
+    main(words if part == "autoencoder" else [*words, "--num_inference_steps", "2"])
     assert len(list(tmp_path.glob(f"00000?-*{suffix}"))) == 4
+
+
+def test_a_content_checkpoint_draws_prompts(run, tmp_path):
+    """The picture depends on the prompt's row and the seed, not on the batch."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle moving left\na blue square moving up\n")
+    pictures = []
+    for size, seed in ((1, 3), (2, 3), (2, 4)):
+        out = tmp_path / f"{size}-{seed}"
+        words = ["predict", "--ckpt", str(run / "content/last.ckpt"), "--prompts", str(prompts)]
+        words += ["--num_inference_steps", "2", "--seed", str(seed), "--out", str(out)]
+        main([*words, "--data.batch_size", str(size)])
+        files = sorted(out.glob("00000?-*.png"))
+        assert len(files) == 2
+        pictures.append(np.stack([np.asarray(Image.open(file)).astype(int) for file in files]))
+    alone, together, other = pictures
+    assert np.abs(alone - together).max() <= 1
+    assert np.abs(other - together).max() > 1
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "motion"])
+def test_prompts_alone_need_a_pipeline(run, tmp_path, capsys, part):
+    words = ["predict", "--ckpt", str(run / part / "last.ckpt"), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main([*words, "--prompt", "a red circle"])
+    assert "give --ckpt a pipeline folder" in capsys.readouterr().err
 
 
 def test_the_report_names_every_level(run, tmp_path):
@@ -127,31 +152,36 @@ def test_the_report_names_every_level(run, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(run, tmp_path):
-    """Stopped in mid-epoch, it goes on with the next sample, its averages and its optimizer."""
-    checkpoints = []
+def elsewhere(words: list[str], folder: Path, old: Path) -> list[str]:
+    """The same command with its checkpoints in another folder."""
+    at = words.index("--trainer.callbacks") + 1
+    return [*words[:at], words[at].replace(str(old), str(folder)), *words[at + 1 :]]
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(run, tmp_path, monkeypatch):
+    """Stopped in mid-epoch, it goes on with the next sample, noise, averages and optimizer."""
+    step, rows = DiffusionStage.training_step, []
+    monkeypatch.setattr(
+        DiffusionStage, "training_step", lambda s, b: rows.append(b.index.tolist()) or step(s, b)
+    )
+    ends = []
     for name, legs in (("whole", [5]), ("stopped", [2, 5])):
         folder, words = tmp_path / name, []
         for steps in legs:
             args = stage("content", run, steps, default_root_dir=folder)
-            at = args.index("--trainer.callbacks") + 1
-            args[at] = args[at].replace(str(run / "content"), str(folder))
-            main([*args, *words])
+            main([*elsewhere(args, folder, run / "content"), *words])
             words = ["--ckpt", str(folder / "last.ckpt")]
-        checkpoints.append(torch.load(folder / "last.ckpt", weights_only=True)["state_dict"])
-    whole, stopped = checkpoints
-    assert stopped["diffusion.ema.n_averaged"] == whole["diffusion.ema.n_averaged"] == 5
-    # Noise is drawn anew after the stop: the weights agree in what was seen, not bit for bit.
-    for key, value in whole.items():
-        torch.testing.assert_close(stopped[key], value, atol=0.02, rtol=0.1, msg=key)
+        saved = torch.load(folder / "last.ckpt", weights_only=True)
+        ends.append({k: saved[k] for k in ("state_dict", "optimizer_states", "global_step")})
+    assert rows[:5] == rows[5:]
+    assert ends[0]["state_dict"]["diffusion.ema.n_averaged"] == 5
+    torch.testing.assert_close(ends[1], ends[0], atol=0, rtol=0)
 
 
 @pytest.fixture(scope="module")
 def other_autoencoder(run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("other")
-    words = stage("ae", run, 2)
-    at = words.index("--trainer.callbacks") + 1
-    words[at] = words[at].replace(str(run / "autoencoder"), str(folder))
+    words = elsewhere(stage("ae", run, 2), folder, run / "autoencoder")
     main([*words, "--data.spec.num_frames", "4", "--data.spec.image_size", "[24,32]"])
     return folder / "last.ckpt"
 
@@ -216,15 +246,21 @@ def test_interrupting_leaves_a_usable_checkpoint(run, tmp_path):
 
 @pytest.mark.ddp
 def test_two_processes_train_one_model(run, tmp_path):
+    """Both end with the same weights, which they learned from other noise."""
     words = stage("content", run, 2, default_root_dir=tmp_path)
     at = words.index("--trainer.callbacks") + 1
-    words[at] = words[at].replace(str(run / "content"), str(tmp_path))
+    dump = {"class_path": "dump_ranks.DumpRanks", "init_args": {"folder": str(tmp_path)}}
+    words[at] = json.dumps([*json.loads(words[at]), dump])
+    words = elsewhere(words, tmp_path, run / "content")
     words += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     subprocess.run(
         [sys.executable, "-m", "cmdvid", *words, "--trainer.accelerator", "cpu"],
-        env=environment, check=True, timeout=240, capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        check=True, timeout=240, capture_output=True,
     )  # fmt: skip
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 2
-    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    torch.testing.assert_close(ranks[0]["weights"], ranks[1]["weights"], atol=0, rtol=0)
+    for drawn in ("noise", "steps"):
+        assert not torch.equal(ranks[0][drawn], ranks[1][drawn])

@@ -62,6 +62,25 @@ def test_gradients_are_clipped_to_the_norm_or_left_alone():
     torch.testing.assert_close(total, torch.tensor(1.0), atol=1e-3, rtol=0)
 
 
+def test_gradients_are_clipped_by_value_if_the_trainer_says_so():
+    network = Network()
+    network.map.weight.grad = torch.tensor([[10.0, 0.5, -0.1, 0.0]] * 4)
+    network.map.bias.grad = torch.full((4,), -3.0)
+    clip(network.map.parameters(), 1.0, "value")
+    torch.testing.assert_close(network.map.weight.grad, torch.tensor([[1.0, 0.5, -0.1, 0.0]] * 4))
+    torch.testing.assert_close(network.map.bias.grad, torch.full((4,), -1.0))
+
+
+@pytest.mark.parametrize("max_steps", [-1, 9, 10])
+def test_a_schedule_may_end_with_the_training_or_after_it(max_steps):
+    assert "lr_scheduler" in configure(
+        Network(),
+        lambda groups: torch.optim.Adam(groups, lr=1.0),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=10),
+        max_steps=max_steps,
+    )
+
+
 def test_conditioners_are_a_group_of_their_own_with_their_own_rate():
     """A schedule gives each group its rate: the text tower learns slower than the denoiser."""
     network = nn.ModuleDict({"denoiser": nn.Linear(4, 4), "conditioner": nn.Linear(4, 4)})

@@ -40,7 +40,7 @@ class VideoDataModule(LightningDataModule):
     Args:
         train: Index for ``fit``.
         val: Index for validation in ``fit``, and for ``validate``.
-        predict: Index for ``predict``, or Prompts; by default ``val``.
+        predict: Index for ``predict``, or Prompts; by default ``val``, clips if there are any.
         test: Named indexes for ``test``; by default ``val``.
         spec: The clip to cut from each video.
         latents: Folder of cached latents, whose ``train`` and ``val`` then stand in for the clips.
@@ -83,6 +83,11 @@ class VideoDataModule(LightningDataModule):
             if not isinstance(self.hparams[name], dict):  # built in Python, not by the CLI, which
                 self.hparams.pop(name)  # gives plain settings: checkpoints hold no objects
 
+    def latents_for(self, verb: str) -> str | None:
+        """The folder of cached latents that a verb reads: ``predict`` does for want of clips."""
+        has_clips = self.predict is not None or self.val is not None
+        return None if verb == "predict" and has_clips else self.latents
+
     def setup(self, stage: str) -> None:
         """Check that the indexes which this verb reads are given."""
         have_val = self.val is not None or self.latents is not None
@@ -93,9 +98,10 @@ class VideoDataModule(LightningDataModule):
         if stage in ("validate", "test") and not have_val:
             verb = TrainerFn(stage).value
             raise ValueError(f"{verb} needs data.val, an index of videos, or data.latents")
-        if stage == "predict" and self.predict is None and self.val is None:
+        if stage == "predict" and self.predict is None and not have_val:
             raise ValueError(
-                "predict needs data.predict, an index of videos or Prompts, or data.val"
+                "predict needs data.predict, an index of videos or Prompts, data.val or "
+                "data.latents"
             )
 
     def train_dataloader(self) -> DataLoader:
@@ -138,9 +144,11 @@ class VideoDataModule(LightningDataModule):
         return self._loader(self._clips(split, index))
 
     def predict_dataloader(self) -> DataLoader:
-        """Prompts, or the clips of ``predict`` or ``val``."""
+        """Prompts, the clips of ``predict`` or ``val``, or else the cached latents of ``val``."""
         if isinstance(self.predict, Prompts):
             return self._loader(PromptDataset(self.predict))
+        if self.latents_for("predict") is not None:
+            return self._loader(self._source("val", None))
         name = "val" if self.predict is None else "predict"
         return self._loader(self._clips(name, self.predict or self.val))
 

@@ -7,15 +7,17 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
 from cmdvid.data.datamodule import to_float
 from cmdvid.losses import LatentMoments, psnr
-from cmdvid.models.autoencoder import Autoencoder
+from cmdvid.models.autoencoder import Autoencoder, content_frame
 from cmdvid.models.codecs import PixelCodec
 from cmdvid.stages.networks import describe
+from cmdvid.stages.noise import seed_batch
 from cmdvid.stages.optimization import clip, configure
-from cmdvid.types import ClipBatch, GeneratedBatch, VideoLatent
+from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch, PromptBatch, VideoLatent
 
 
 class AutoencoderStage(LightningModule):
@@ -69,8 +71,18 @@ class AutoencoderStage(LightningModule):
         self.log("val/psnr", score, batch_size=size, sync_dist=True, prog_bar=True)
         self.log("val/psnr_mean_frame", trivial, batch_size=size, sync_dist=True)
 
-    def predict_step(self, batch: ClipBatch) -> GeneratedBatch:
-        """Reconstructions, with the content frames they came from."""
+    def predict_step(self, batch: ClipBatch | LatentBatch | PromptBatch) -> GeneratedBatch:
+        """Reconstructions, with the content frames they came from.
+
+        Raises:
+            ValueError: If the batch holds no clips.
+        """
+        if not isinstance(batch, ClipBatch):
+            raise ValueError(
+                "an autoencoder rebuilds clips: give data.val or data.predict, an index of videos; "
+                "to generate from prompts give --ckpt a pipeline folder, which `cmdvid export` "
+                "makes"
+            )
         rebuilt, latent = self.autoencoder(self._frames(batch))
         return GeneratedBatch(
             clip=self.codec.decode(rebuilt),
@@ -87,12 +99,28 @@ class AutoencoderStage(LightningModule):
         still = shown.content[:, :, None].expand_as(batch.clip)
         return {"real": batch.clip, "reconstruction": cast(Tensor, shown.clip), "content": still}
 
+    def on_train_start(self) -> None:
+        """Remember the run's seed; forget statistics that these steps will outdate."""
+        self.run_seed = torch.initial_seed()
+        self.autoencoder.get_buffer("measured").fill_(False)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Draw other noise on each process, and after a stop what would have come without it."""
+        seed_batch(self, self.run_seed, batch_idx)
+
     def on_train_end(self) -> None:
         """Measure latents, so that the other stages see unit variance; keep that in last.ckpt."""
         self._measure_latents()
-        for callback in self.trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
-                self.trainer.save_checkpoint(callback.last_model_path, weights_only=False)
+        self._save_last()
+
+    def on_fit_end(self) -> None:
+        """Measure also in a run whose training ended before, interrupted while it measured."""
+        if self.autoencoder.get_buffer("measured") or self.trainer.train_dataloader is None:
+            return
+        self.to(self.trainer.strategy.root_device)  # Lightning took it away already
+        self._measure_latents()
+        self.cpu()
+        self._save_last()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the networks, so that they can be loaded without this stage."""
@@ -102,31 +130,58 @@ class AutoencoderStage(LightningModule):
         }
 
     def configure_optimizers(self) -> Any:
-        return configure(self.autoencoder, self.optimizer, self.lr_scheduler)
+        return configure(
+            self.autoencoder,
+            self.optimizer,
+            self.lr_scheduler,
+            max_steps=self.trainer.max_steps,
+        )
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
-        clip(self.autoencoder.parameters(), gradient_clip_val)
+        clip(self.autoencoder.parameters(), gradient_clip_val, gradient_clip_algorithm)
 
     def _frames(self, batch: ClipBatch) -> Tensor:
         with torch.no_grad():
             return self.codec.encode(batch.clip)
 
+    @torch.no_grad()
     def _log_content(self, latent: VideoLatent, frames: Tensor) -> None:
-        """How far the content frame is from the plain mean (0: Eq. 3 has learned nothing)."""
-        distance = (latent.content - frames.mean(dim=2)).square().mean().sqrt()
-        self.log("train/content_from_mean_rms", distance)
+        """How far the content frame is from the plain mean, and from where Eq. 3 started.
+
+        That is the frame which the anchor's bias alone gives; near it, little has been learned.
+        """
+        anchored = self.autoencoder._anchored(frames).expand_as(frames)
+        for name, frame in (
+            ("mean", frames.mean(dim=2)),
+            ("anchor", content_frame(frames, anchored)),
+        ):
+            distance = (latent.content - frame).square().mean().sqrt()
+            self.log(f"train/content_from_{name}_rms", distance)
         self.log("train/motion_rms", latent.motion.square().mean().sqrt())
+
+    def _save_last(self) -> None:
+        """Write the last checkpoint again, or for the first time in a folder new to the run."""
+        if cast(Any, self.trainer).fast_dev_run:
+            return
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_last:
+                name = callback.CHECKPOINT_NAME_LAST
+                path = callback.last_model_path or callback.format_checkpoint_name({}, name)
+                self.trainer.save_checkpoint(path, weights_only=False)
 
     @torch.no_grad()
     def _measure_latents(self) -> None:
         moments = LatentMoments().to(self.device)
-        loader = self.trainer.train_dataloader
+        loader = cast(Any, self.trainer.train_dataloader)
+        sampler = getattr(loader, "sampler", None)
+        if isinstance(sampler, DistributedSampler):  # a resumed run's first epoch leaves clips out
+            sampler.set_epoch(sampler.epoch + 1)
         share = -(-self.statistics_clips // self.trainer.world_size)
         self.autoencoder.eval()
         with tqdm(total=share, desc="measuring latents", disable=self.global_rank > 0) as bar:
-            for batch in cast(Any, loader):
+            for batch in loader:
                 moved = to_float(self.transfer_batch_to_device(batch, self.device, 0))
                 moments.update(self.autoencoder.encode(self._frames(moved)))
                 bar.update(len(moved.clip))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cmdvid.models.stable_diffusion import check_pretrained
 from cmdvid.stages.diffusion import DiffusionStage
-from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch
+from cmdvid.types import ClipBatch, Condition, GeneratedBatch, LatentBatch, PromptBatch
 
 
 class ContentStage(DiffusionStage):
@@ -21,14 +21,19 @@ class ContentStage(DiffusionStage):
         diffusion, codec = self.diffusion, self.latents.frozen.codec
         check_pretrained(diffusion.denoiser, codec, diffusion.prediction_type)
 
-    def predict_step(self, batch: ClipBatch | LatentBatch) -> GeneratedBatch:
+    def predict_step(self, batch: ClipBatch | LatentBatch | PromptBatch) -> GeneratedBatch:
         """Content frames generated for the batch's conditions."""
-        latent, condition = self.latents(batch)
+        condition, index = cast(Condition, batch.condition), torch.as_tensor(batch.index)
+        if isinstance(batch, PromptBatch):
+            latent = self.latents.blank(len(index), self.device)
+        else:
+            latent, _ = self.latents(batch)
+        made = self.generate(latent, condition, index)
         return GeneratedBatch(
             clip=None,
-            content=self.latents.frozen.decode_content(self.generate(latent, condition)),
+            content=self.latents.frozen.decode_content(made),
             condition=condition,
-            index=cast(Tensor, batch.index),
+            index=index,
             real=batch.clip if isinstance(batch, ClipBatch) else None,
         )
 
@@ -38,7 +43,8 @@ class ContentStage(DiffusionStage):
         latent, condition = self.latents(batch)
         frozen = self.latents.frozen
         real = batch.clip if isinstance(batch, ClipBatch) else frozen.decode(latent)
-        stills = {"content": latent, "generated content": self.generate(latent, condition)}
+        made = self.generate(latent, condition, batch.index)
+        stills = {"content": latent, "generated content": made}
         return {"real": real} | {
             name: frozen.decode_content(still)[:, :, None].expand_as(real)
             for name, still in stills.items()

@@ -7,9 +7,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from cmdvid.models.diffusion import Diffusion
+from cmdvid.data.datamodule import VideoDataModule
+from cmdvid.models.diffusion import Diffusion, seeded_noise
 from cmdvid.stages.latents import LatentSource
 from cmdvid.stages.networks import describe
+from cmdvid.stages.noise import sample_generators, seed_batch
 from cmdvid.stages.optimization import clip, configure
 from cmdvid.types import ClipBatch, Condition, LatentBatch, VideoLatent
 
@@ -28,6 +30,7 @@ class DiffusionStage(LightningModule):
         num_inference_steps: Of previews and ``predict`` (paper: 50 content, 100 motion steps).
         guidance_scale: Of previews and ``predict``.
         gradient_checkpointing: Compute the denoiser's activations twice instead of keeping them.
+        seed: With a sample's index it fixes the sample's noise in previews and ``predict``.
     """
 
     part: str  # of VideoLatent
@@ -42,8 +45,11 @@ class DiffusionStage(LightningModule):
         num_inference_steps: int = 50,
         guidance_scale: float = 4.0,
         gradient_checkpointing: bool = False,
+        seed: int = 0,
     ):
         super().__init__()
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
         self.save_hyperparameters(ignore=["diffusion", "optimizer", "lr_scheduler"])
         self.diffusion = diffusion
         if gradient_checkpointing:
@@ -51,27 +57,42 @@ class DiffusionStage(LightningModule):
         self.latents = LatentSource(autoencoder_ckpt)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.seed = seed
 
     def context(self, latent: VideoLatent) -> dict[str, Tensor]:
         """What the denoiser sees of a latent besides the part that it denoises."""
         return {}
 
-    def generate(self, latent: VideoLatent, condition: Condition) -> VideoLatent:
-        """The latent with its ``part`` sampled anew for the condition."""
-        noise = torch.randn_like(getattr(latent, self.part))
+    def generate(
+        self, latent: VideoLatent, condition: Condition, index: Tensor | int
+    ) -> VideoLatent:
+        """The latent with its ``part`` sampled anew for the condition, from the index's noise."""
+        generators = sample_generators(self.seed, torch.as_tensor(index))
+        old = getattr(latent, self.part)
+        noise = seeded_noise(old.shape[1:], generators).to(old)
         sample = self.diffusion.sample(
             noise,
             condition,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
+            generators=generators,
             **self.context(latent),
         )
         return latent._replace(**{self.part: sample})
 
     def setup(self, stage: str) -> None:
-        """Refuse cached latents of another autoencoder; ``predict`` reads none."""
-        if stage != "predict":
-            self.latents.check(getattr(cast(Any, self.trainer).datamodule, "latents", None))
+        """Refuse cached latents of another autoencoder, if the verb reads any."""
+        data = cast(Any, self.trainer).datamodule
+        if isinstance(data, VideoDataModule):
+            self.latents.check(data.latents_for(stage))
+
+    def on_train_start(self) -> None:
+        """Remember the run's seed, before batches seed their own."""
+        self.run_seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Draw other noise on each process, and after a stop what would have come without it."""
+        seed_batch(self, self.run_seed, batch_idx)
 
     def training_step(self, batch: ClipBatch | LatentBatch) -> Tensor:
         """The loss of Eq. 2 on this stage's part of the latent."""
@@ -108,10 +129,19 @@ class DiffusionStage(LightningModule):
         }
         checkpoint["latent_shapes"] = self.latents.shapes
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Know the shapes before the first batch: it may be prompts, or never come."""
+        self.latents.shapes = checkpoint.get("latent_shapes", {})
+
     def configure_optimizers(self) -> Any:
-        return configure(self.diffusion, self.optimizer, self.lr_scheduler)
+        return configure(
+            self.diffusion,
+            self.optimizer,
+            self.lr_scheduler,
+            max_steps=self.trainer.max_steps,
+        )
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
-        clip(self.diffusion.parameters(), gradient_clip_val)
+        clip(self.diffusion.parameters(), gradient_clip_val, gradient_clip_algorithm)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Bool
@@ -22,24 +21,11 @@ from cmdvid.evaluation import (
 )
 from cmdvid.models.schedule import follow, own_settings
 from cmdvid.sheet import Samples, file_name
+from cmdvid.stages.noise import sample_generators
 from cmdvid.types import ClipBatch, Condition, GeneratedBatch, PromptBatch
 
 if TYPE_CHECKING:
     from cmdvid.pipeline import CMDOutput
-
-
-def sample_generators(seed: int, index: Tensor) -> list[torch.Generator]:
-    """A generator for each sample, whatever batch or process it is in.
-
-    NumPy's SeedSequence mixes (seed, index), so neighbours are unrelated; the generators are the
-    CPU's on every device, so that all devices start from the same noise.
-    """
-    return [
-        torch.Generator().manual_seed(
-            int(np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0])
-        )
-        for i in index.tolist()
-    ]
 
 
 class GenerationStage(LightningModule):

@@ -3,9 +3,11 @@
 from functools import cached_property
 from typing import cast
 
+import torch
+
 from cmdvid.data.latents import read_manifest
 from cmdvid.stages.networks import FrozenAutoencoder
-from cmdvid.types import ClipBatch, Condition, LatentBatch, VideoLatent
+from cmdvid.types import ClipBatch, Condition, LatentBatch, PromptBatch, VideoLatent
 
 
 class LatentSource:
@@ -44,8 +46,34 @@ class LatentSource:
                 f"{self.autoencoder_ckpt} --out DIR`, or correct autoencoder_ckpt"
             )
 
-    def __call__(self, batch: ClipBatch | LatentBatch) -> tuple[VideoLatent, Condition]:
-        """Latent and condition of a batch; cached ones as they are, clips by encoding them."""
+    def blank(self, num: int, device: torch.device) -> VideoLatent:
+        """Latents of zeros in the shapes of training, for prompts, which bring none.
+
+        Raises:
+            ValueError: If no checkpoint or batch told the shapes.
+        """
+        if not self.shapes:
+            raise ValueError(
+                "prompts need the shapes of latents that a trained checkpoint holds; "
+                "add --ckpt RUN/last.ckpt"
+            )
+        return VideoLatent(
+            *(torch.zeros(num, *self.shapes[k], device=device) for k in VideoLatent._fields)
+        )
+
+    def __call__(
+        self, batch: ClipBatch | LatentBatch | PromptBatch
+    ) -> tuple[VideoLatent, Condition]:
+        """Latent and condition of a batch; cached ones as they are, clips by encoding them.
+
+        Raises:
+            ValueError: If the batch holds prompts, which have no latents.
+        """
+        if isinstance(batch, PromptBatch):
+            raise ValueError(
+                "this stage needs clips or cached latents, not prompts; to generate from prompts "
+                "give --ckpt a pipeline folder, which `cmdvid export` makes"
+            )
         latent = batch.latent if isinstance(batch, LatentBatch) else self.frozen.encode(batch.clip)
         self.shapes = {k: list(v.shape[1:]) for k, v in latent._asdict().items()}
         return latent, cast(Condition, batch.condition)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cmdvid.stages.diffusion import DiffusionStage
-from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch, VideoLatent
+from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch, PromptBatch, VideoLatent
 
 
 class MotionStage(DiffusionStage):
@@ -18,11 +18,16 @@ class MotionStage(DiffusionStage):
         """The content frame, which Eq. 8 conditions on."""
         return {"content": latent.content}
 
-    def predict_step(self, batch: ClipBatch | LatentBatch) -> GeneratedBatch:
-        """Clips whose content frames are real and whose motion is generated."""
+    def predict_step(self, batch: ClipBatch | LatentBatch | PromptBatch) -> GeneratedBatch:
+        """Clips whose content frames are real and whose motion is generated.
+
+        Raises:
+            ValueError: If the batch holds prompts: they bring no content frames.
+        """
         latent, condition = self.latents(batch)
+        made = self.generate(latent, condition, batch.index)
         return GeneratedBatch(
-            clip=self.latents.frozen.decode(self.generate(latent, condition)),
+            clip=self.latents.frozen.decode(made),
             content=self.latents.frozen.decode_content(latent),
             condition=condition,
             index=cast(Tensor, batch.index),
@@ -39,5 +44,5 @@ class MotionStage(DiffusionStage):
             "real": batch.clip if isinstance(batch, ClipBatch) else rebuilt,
             "reconstruction": rebuilt,
             "content": frozen.decode_content(latent)[:, :, None].expand_as(rebuilt),
-            "generated motion": frozen.decode(self.generate(latent, condition)),
+            "generated motion": frozen.decode(self.generate(latent, condition, batch.index)),
         }

@@ -5,13 +5,15 @@ from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 
 def configure(
     network: nn.Module,
     optimizer: OptimizerCallable,
     lr_scheduler: LRSchedulerCallable | None,
+    *,
+    max_steps: int = -1,
 ) -> Any:
     """Lightning's optimizer configuration; a schedule counts optimizer steps, not epochs.
 
@@ -19,6 +21,9 @@ def configure(
     optimizers that treat matrices in a way of their own and leave others to a fallback, as Muon
     does; the rest ignore the mark. Orthogonalised steps have full size however weak the gradient:
     they wore a text tower down until left and right had the same embedding.
+
+    Raises:
+        ValueError: If the schedule ends before ``max_steps``, the trainer's; -1 is no limit.
     """
     apart = {
         id(p)
@@ -34,15 +39,24 @@ def configure(
     built = optimizer([group for group in groups if group["params"]])
     if lr_scheduler is None:
         return built
-    schedule = {"scheduler": lr_scheduler(built), "interval": "step"}
-    return {"optimizer": built, "lr_scheduler": schedule}
+    scheduler = lr_scheduler(built)
+    total = getattr(scheduler, "total_steps", None)  # OneCycleLR's, which raises at the next step
+    if total is not None and max_steps > total:
+        raise ValueError(
+            f"trainer.max_steps is {max_steps}, but model.init_args.lr_scheduler "
+            f"({type(scheduler).__name__}) ends after its total_steps, {total}: "
+            "give both the same number"
+        )
+    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def clip(parameters: Iterable[nn.Parameter], max_norm: float | int | None) -> None:
-    """Clip the global gradient norm.
+def clip(
+    parameters: Iterable[nn.Parameter], limit: float | int | None, algorithm: str | None = None
+) -> None:
+    """Clip the global gradient norm, or each value if the ``algorithm`` is "value".
 
     Lightning 2.6 refuses to clip with a fused optimizer in mixed precision, although bf16
     gradients are not scaled; the stages call this instead.
     """
-    if max_norm:
-        clip_grad_norm_(parameters, max_norm)
+    if limit:
+        (clip_grad_value_ if algorithm == "value" else clip_grad_norm_)(parameters, limit)

@@ -1,0 +1,28 @@
+"""Where noise starts: seeds that name what the noise is for, not the batch or process it is in."""
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+
+def mix(*numbers: int) -> int:
+    """One seed of several numbers, 0 or more; NumPy's SeedSequence makes neighbours unrelated."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def sample_generators(seed: int, index: Tensor) -> list[torch.Generator]:
+    """A generator for each sample, whatever batch or process it is in.
+
+    The generators are the CPU's on every device, so that all devices start from the same noise.
+    """
+    return [torch.Generator().manual_seed(mix(seed, i)) for i in index.tolist()]
+
+
+def seed_batch(stage: LightningModule, seed: int, batch_idx: int) -> None:
+    """Seed what a training step draws by the run's seed, process, step and batch.
+
+    Lightning seeds all processes alike, which would then draw the same noise; and a resumed run
+    would draw that of its beginning again.
+    """
+    torch.manual_seed(mix(seed, stage.global_rank, stage.global_step, batch_idx))
