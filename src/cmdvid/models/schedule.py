@@ -34,7 +34,7 @@ def signal_levels(scheduler: SchedulerMixin) -> Float[Tensor, " t"]:
     return levels
 
 
-def own_settings(scheduler: SchedulerMixin) -> dict[str, Any]:
+def own_settings(scheduler: Any) -> dict[str, Any]:
     """Settings of a scheduler that are not the defaults of its class.
 
     The command line names all settings to the class, so diffusers' own record of defaults is empty.
@@ -43,7 +43,7 @@ def own_settings(scheduler: SchedulerMixin) -> dict[str, Any]:
     return {k: config[k] for k, p in parameters.items() if k in config and config[k] != p.default}
 
 
-def follow(trained: SchedulerMixin, wanted: SchedulerMixin) -> SchedulerMixin:
+def follow(trained: Any, wanted: Any) -> SchedulerMixin:
     """A scheduler of the wanted class for a model trained with another one.
 
     Args:
