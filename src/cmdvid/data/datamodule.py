@@ -227,5 +227,5 @@ class VideoDataModule(LightningDataModule):
                 logger.warning(
                     "data.%s%s: %d of %d videos could not give a clip and were replaced; "
                     "%d more were listed but missing",
-                    *(name, rank, clips.num_unusable, len(clips), clips.num_missing),
+                    *(name, rank, clips.num_unusable, clips.num_files, clips.num_missing),
                 )
