@@ -76,12 +76,18 @@ class VideoDataModule(LightningDataModule):
         self.spec, self.latents = spec, latents
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.flip, self.strict = seed, flip, strict
+        self.split: str | None = None  # "train" or "val": what `encode` reads through predict
         self.clips: dict[str, ClipDataset] = {}  # in use, by name, to report bad files at the end
         # not to the logger, which refuses a name that the stage has too, with another value
         self.save_hyperparameters(logger=False)
         for name in ("train", "val", "predict", "test", "spec"):
             if not isinstance(self.hparams[name], dict):  # built in Python, not by the CLI, which
                 self.hparams.pop(name)  # gives plain settings: checkpoints hold no objects
+
+    def check_split(self, split: str) -> None:
+        """See that ``encode`` can read ``train`` or ``val``."""
+        if getattr(self, split) is None:
+            raise ValueError(f"encode needs data.{split}, an index of videos")
 
     def setup(self, stage: str) -> None:
         """Check that the indexes which this verb reads are given."""
@@ -93,6 +99,8 @@ class VideoDataModule(LightningDataModule):
         if stage in ("validate", "test") and not have_val:
             verb = TrainerFn(stage).value
             raise ValueError(f"{verb} needs data.val, an index of videos, or data.latents")
+        if self.split is not None:
+            return self.check_split(self.split)
         if stage == "predict" and self.predict is None and self.val is None:
             raise ValueError(
                 "predict needs data.predict, an index of videos or Prompts, or data.val"
@@ -126,19 +134,10 @@ class VideoDataModule(LightningDataModule):
             return [self._loader(self._source("val", self.val))]
         return [self._loader(self._clips(name, index)) for name, index in self.test.items()]
 
-    def encode_dataloader(self, split: str) -> DataLoader:
-        """The clips of ``train`` or ``val``, each once and in order, for ``encode``.
-
-        Raises:
-            ValueError: If that index is not given.
-        """
-        index = {"train": self.train, "val": self.val}[split]
-        if index is None:
-            raise ValueError(f"encode needs data.{split}, an index of videos")
-        return self._loader(self._clips(split, index))
-
     def predict_dataloader(self) -> DataLoader:
-        """Prompts, or the clips of ``predict`` or ``val``."""
+        """Prompts, or the clips of ``predict`` or ``val``; those of ``split`` for ``encode``."""
+        if self.split is not None:
+            return self._loader(self._clips(self.split, getattr(self, self.split)))
         if isinstance(self.predict, Prompts):
             return self._loader(PromptDataset(self.predict))
         name = "val" if self.predict is None else "predict"
@@ -151,6 +150,7 @@ class VideoDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Show how many files gave no clip."""
         self._report()
+        self.clips.clear()
 
     def on_exception(self, exception: BaseException) -> None:
         """Show it also when a run is interrupted, for Lightning leaves out ``teardown`` then."""
