@@ -158,7 +158,9 @@ def test_two_processes_encode_each_clip_once(here, tmp_path):
     assert (tmp_path / "manifest.json").is_file()
 
 
-def test_encode_counts_bad_files_and_needs_both_splits_from_the_start(here, tmp_path, capsys, caplog):
+def test_encode_counts_bad_files_and_needs_both_splits_from_the_start(
+    here, tmp_path, capsys, caplog
+):
     for i in range(3):
         write_clip(tmp_path / "clips" / f"{i}.mp4", torch.zeros(3, 4, 24, 32))
     (tmp_path / "clips" / "1.mp4").write_bytes(b"")
