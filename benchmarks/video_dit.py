@@ -81,7 +81,7 @@ class Settings:
     schedule: Literal["cosine", "content", "motion"] = "cosine"
     num_inference_steps: int = 12
     guidance_scale: float = 2.0
-    content_guidance_scale: float = 1.0
+    content_guidance_scale: float = 1.15
     seed: int = 0
     out: str | None = None
 

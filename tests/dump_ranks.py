@@ -11,14 +11,11 @@ class DumpRanks(Callback):
         self.folder, self.first = Path(folder), {}
 
     def on_train_start(self, trainer, stage):
-        scheduler = stage.diffusion.scheduler
-        add_noise = scheduler.add_noise
+        def record(_, inputs):
+            noisy, t, *_ = inputs
+            self.first = self.first or {"noise": noisy.clone(), "steps": t.clone()}
 
-        def record(x, noise, t):
-            self.first = self.first or {"noise": noise.clone(), "steps": t.clone()}
-            return add_noise(x, noise, t)
-
-        scheduler.add_noise = record
+        stage.diffusion.denoiser.register_forward_pre_hook(record)
 
     def on_train_end(self, trainer, stage):
         file = self.folder / f"{trainer.global_rank}.pt"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmdvid import video
 from cmdvid.video import ClipSpec, VideoError, read_clip, resize_and_crop, write_clip
 
 
@@ -270,6 +271,18 @@ def test_metadata_that_is_not_utf8_does_not_matter(tmp_path):
     assert b"TITLE" in data
     (tmp_path / "a.mp4").write_bytes(data.replace(b"TITLE", b"\xff\xfe\xe4\xc3("))
     assert numbers(read_clip(tmp_path / "a.mp4", SPEC)) == list(range(8))
+
+
+def test_pyav_19_is_opened_without_the_argument_that_it_lost(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", numbered(8))
+
+    def open_19(file, mode=None, *, options=None):
+        return av_open(file, mode, options=options)
+
+    av_open = av.open
+    monkeypatch.setattr(video.av, "open", open_19)
+    monkeypatch.setattr(video.av, "__version__", "19.0.2")
+    assert numbers(read_clip(path, SPEC)) == list(range(8))
 
 
 def test_of_several_video_streams_the_first_is_read(tmp_path):

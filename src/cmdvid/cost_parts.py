@@ -180,7 +180,8 @@ def _embed(conditioner: Any, num: int) -> Tensor:
     """The embedding without its checks, which read values that the meta device does not have."""
     if isinstance(conditioner, LabelConditioner):
         return conditioner.embedding(torch.zeros(num, dtype=torch.long))
-    return conditioner.tower(torch.zeros(num, conditioner.context_length, dtype=torch.long))
+    embedding = conditioner.tower(torch.zeros(num, conditioner.context_length, dtype=torch.long))
+    return embedding if embedding.ndim == 2 else embedding.mean(dim=1)
 
 
 def _embedded(conditioner: Any, num: int) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import av
 import torch
@@ -173,13 +174,18 @@ def _sniff(path: str) -> None:
 def _opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and its first video stream; all that FFmpeg raises becomes a VideoError."""
     try:
-        with av.open(path, metadata_errors="ignore") as container:  # some is not UTF-8
+        with av.open(path, **_any_text(av.__version__)) as container:
             yield container, _video_stream(path, container)
     except VideoError:
         raise
     except (FFmpegError, OSError, ValueError) as error:  # ValueError: an unknown pixel format
         reason = getattr(error, "strerror", None) or error
         raise VideoError(f"{path}: cannot be read as video ({reason}); {NEEDED}") from error
+
+
+def _any_text(version: str) -> dict[str, Any]:
+    """What lets this PyAV open files whose titles are not UTF-8; from 19 on nothing is needed."""
+    return {"metadata_errors": "ignore"} if int(version.split(".")[0]) < 19 else {}
 
 
 def _video_stream(path: str, container: InputContainer) -> VideoStream:
@@ -211,7 +217,7 @@ def _timetable(
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 packets.append((packet.pts, packet.dts, packet.is_keyframe))  # noqa: PERF401
-    if stream.time_base is None or any(pts is None for pts, _, _ in packets):
+    if not stream.time_base or any(pts is None for pts, _, _ in packets):
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         return [], {}, [rank / rate for rank in range(len(packets))]
     packets.sort(key=itemgetter(0))

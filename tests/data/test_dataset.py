@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from cmdvid.data import dataset
 from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts, VideoFolder
 from cmdvid.types import ClipBatch, PromptBatch
@@ -91,6 +92,25 @@ def test_samples_do_not_depend_on_workers_or_on_what_was_read_before(folder):
     alone = ClipDataset(VideoFolder(str(folder)), spec=SPEC, train=True, flip=True)
     for row, clip in zip(rows.flip(0).tolist(), clips.flip(0), strict=True):
         assert torch.equal(alone[3, row].clip, clip)
+
+
+def test_a_partly_damaged_file_gives_the_windows_that_it_can_whatever_was_read_before(
+    folder, monkeypatch, caplog
+):
+    def damaged_at_its_end(path, spec, position=0.5):
+        if path.endswith("left/1.mp4") and position > 0.5:
+            raise VideoError(f"{path}: damaged")
+        return read_clip(path, spec, position)
+
+    monkeypatch.setattr(dataset, "read_clip", damaged_at_its_end)
+    index = VideoFolder(str(folder))
+    data = ClipDataset(index, spec=SPEC, train=True)
+    clips = [data[epoch, 1].clip for epoch in range(8)]
+    assert data.num_unusable == 1
+    assert caplog.text.count(": damaged") == 1
+    for epoch in reversed(range(8)):
+        alone = ClipDataset(index, spec=SPEC, train=True)
+        assert torch.equal(alone[epoch, 1].clip, clips[epoch])
 
 
 def test_strict_raises_for_bad_and_for_missing_files(folder):

@@ -68,6 +68,27 @@ def test_a_cache_without_manifest_is_not_finished(tmp_path):
     assert json.loads((tmp_path / "manifest.json").read_text()) == {"autoencoder": "abc"}
 
 
+def test_a_run_starts_by_removing_what_an_earlier_one_left(tmp_path):
+    """Or shards of two autoencoders mix, and a run that is cut short looks finished."""
+    for batch_idx in range(3):
+        write(tmp_path / "train", latents(2), batch_idx)
+    write(tmp_path / "val", latents(2))
+    write_manifest(tmp_path, {"autoencoder": "abc"})
+    (tmp_path / "train" / "0000-000003.tmp").touch()
+    (tmp_path / "train" / "notes.md").touch()
+    barriers = []
+    strategy = SimpleNamespace(barrier=barriers.append)
+    writer = LatentWriter(str(tmp_path / "train"))
+    writer.on_predict_start(SimpleNamespace(is_global_zero=False, strategy=strategy), None)
+    assert len(LatentDataset(tmp_path / "train")) == 6
+    writer.on_predict_start(SimpleNamespace(is_global_zero=True, strategy=strategy), None)
+    assert [path.name for path in (tmp_path / "train").iterdir()] == ["notes.md"]
+    assert len(LatentDataset(tmp_path / "val")) == 2
+    assert len(barriers) == 2
+    with pytest.raises(ValueError, match="no finished latent cache"):
+        read_manifest(tmp_path)
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no latents; run `cmdvid encode`"):
         LatentDataset(tmp_path)

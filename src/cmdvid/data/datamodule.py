@@ -76,6 +76,7 @@ class VideoDataModule(LightningDataModule):
         self.spec, self.latents = spec, latents
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.flip, self.strict = seed, flip, strict
+        self.split: str | None = None  # "train" or "val": what `encode` reads through predict
         self.clips: dict[str, ClipDataset] = {}  # in use, by name, to report bad files at the end
         # not to the logger, which refuses a name that the stage has too, with another value
         self.save_hyperparameters(logger=False)
@@ -88,6 +89,11 @@ class VideoDataModule(LightningDataModule):
         has_clips = self.predict is not None or self.val is not None
         return None if verb == "predict" and has_clips else self.latents
 
+    def check_split(self, split: str) -> None:
+        """See that ``encode`` can read ``train`` or ``val``."""
+        if getattr(self, split) is None:
+            raise ValueError(f"encode needs data.{split}, an index of videos")
+
     def setup(self, stage: str) -> None:
         """Check that the indexes which this verb reads are given."""
         have_val = self.val is not None or self.latents is not None
@@ -98,6 +104,8 @@ class VideoDataModule(LightningDataModule):
         if stage in ("validate", "test") and not have_val:
             verb = TrainerFn(stage).value
             raise ValueError(f"{verb} needs data.val, an index of videos, or data.latents")
+        if self.split is not None:
+            return self.check_split(self.split)
         if stage == "predict" and self.predict is None and not have_val:
             raise ValueError(
                 "predict needs data.predict, an index of videos or Prompts, data.val or "
@@ -132,19 +140,10 @@ class VideoDataModule(LightningDataModule):
             return [self._loader(self._source("val", self.val))]
         return [self._loader(self._clips(name, index)) for name, index in self.test.items()]
 
-    def encode_dataloader(self, split: str) -> DataLoader:
-        """The clips of ``train`` or ``val``, each once and in order, for ``encode``.
-
-        Raises:
-            ValueError: If that index is not given.
-        """
-        index = {"train": self.train, "val": self.val}[split]
-        if index is None:
-            raise ValueError(f"encode needs data.{split}, an index of videos")
-        return self._loader(self._clips(split, index))
-
     def predict_dataloader(self) -> DataLoader:
-        """Prompts, the clips of ``predict`` or ``val``, or else the cached latents of ``val``."""
+        """Prompts, clips of ``predict`` or ``val``, or cached latents; of ``split`` for encode."""
+        if self.split is not None:
+            return self._loader(self._clips(self.split, getattr(self, self.split)))
         if isinstance(self.predict, Prompts):
             return self._loader(PromptDataset(self.predict))
         if self.latents_for("predict") is not None:
@@ -159,6 +158,7 @@ class VideoDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Show how many files gave no clip."""
         self._report()
+        self.clips.clear()
 
     def on_exception(self, exception: BaseException) -> None:
         """Show it also when a run is interrupted, for Lightning leaves out ``teardown`` then."""
@@ -235,5 +235,5 @@ class VideoDataModule(LightningDataModule):
                 logger.warning(
                     "data.%s%s: %d of %d videos could not give a clip and were replaced; "
                     "%d more were listed but missing",
-                    *(name, rank, clips.num_unusable, len(clips), clips.num_missing),
+                    *(name, rank, clips.num_unusable, clips.num_files, clips.num_missing),
                 )

@@ -27,7 +27,8 @@ class ClipDataset(Dataset[ClipBatch]):
     """One clip of each video of an index.
 
     A file that cannot give a clip is named in the log once, counted in ``num_unusable``, and its
-    place taken by another row, drawn from (seed, epoch, row).
+    place taken by another row, drawn from (seed, epoch, row). It is tried again whenever its turn
+    comes, for a damaged file may give another window.
 
     Args:
         index: Any index of ``cmdvid.data.index``, or another data set of ``VideoEntry``.
@@ -54,6 +55,8 @@ class ClipDataset(Dataset[ClipBatch]):
         self.index, self.spec, self.train = index, spec, train
         self.flip, self.seed, self.strict = flip, seed, strict
         self.num_missing: int = getattr(index, "num_missing", 0)
+        # an index that names its files again and again does so in turn: row % num_files is a file
+        self.num_files: int = getattr(index, "num_files", len(self))
         if len(self) == 0:
             raise ValueError(f"{type(index).__name__} holds no video")
         if strict and self.num_missing:
@@ -63,7 +66,7 @@ class ClipDataset(Dataset[ClipBatch]):
                 "strict: false"
             )
         # in shared memory, so that workers learn from each other and the main process can count
-        self.unusable = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+        self.unusable = torch.zeros(self.num_files, dtype=torch.bool).share_memory_()
 
     @property
     def num_unusable(self) -> int:
@@ -90,8 +93,6 @@ class ClipDataset(Dataset[ClipBatch]):
         position = rng.random() if self.train else 0.5
         flipped = self.train and self.flip and rng.random() < 0.5
         for row in self._candidates(i, rng):
-            if self.unusable[row]:
-                continue
             entry = self.index[row]
             try:
                 clip = read_clip(entry.path, self.spec, position)
@@ -104,9 +105,9 @@ class ClipDataset(Dataset[ClipBatch]):
         raise ValueError(self._all_unusable())
 
     def _candidates(self, i: int, rng: np.random.Generator) -> Iterator[int]:
-        """Row ``i``, then all others once: a random stride without common factor visits them."""
+        """Row ``i``, then all other files: a random stride without common factor visits them."""
         yield i
-        size = len(self)
+        size = self.num_files
         stride = int(rng.integers(1, size)) if size > 1 else 1
         while math.gcd(stride, size) > 1:
             stride += 1
@@ -114,7 +115,9 @@ class ClipDataset(Dataset[ClipBatch]):
             yield (i + step * stride) % size
 
     def _mark(self, row: int, error: VideoError) -> None:
-        self.unusable[row] = True
+        if self.unusable[file := row % self.num_files]:
+            return
+        self.unusable[file] = True
         number = self.num_unusable
         if number <= MAX_MESSAGES:
             logger.warning("unusable, another video takes its place: %s", error)
@@ -123,10 +126,10 @@ class ClipDataset(Dataset[ClipBatch]):
 
     def _all_unusable(self) -> str:
         """Say what is wrong with an index without a usable file, by its first rows."""
-        paths = [self.index[row].path for row in range(min(3, len(self)))]
+        paths = [self.index[row].path for row in range(min(3, self.num_files))]
         folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
         reasons = "".join(f"\n  {_reason(path, self.spec)}" for path in paths)
-        return f"{folder}: none of {len(self)} videos can give a clip; the first:{reasons}"
+        return f"{folder}: none of {self.num_files} videos can give a clip; the first:{reasons}"
 
 
 def _reason(path: str, spec: ClipSpec) -> str:

@@ -27,6 +27,15 @@ class LatentWriter(BasePredictionWriter):
         super().__init__("batch")
         self.folder = Path(folder)
 
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Remove what an earlier run left here, and first the manifest of a finished cache."""
+        if trainer.is_global_zero:
+            (self.folder.parent / MANIFEST).unlink(missing_ok=True)
+            for path in self.folder.glob("[0-9]*-[0-9]*"):
+                if path.suffix in (".safetensors", ".tmp"):
+                    path.unlink()
+        trainer.strategy.barrier("the folder is empty")
+
     def write_on_batch_end(
         self,
         trainer: Any,

@@ -75,6 +75,7 @@ class OwnVideos(Dataset[VideoEntry]):
             self.num_missing += index.num_missing
             captions |= {path: _caption(label, index.classes) for path, label in index.entries}
         paths = _share(folder, list(captions), split=split, val_share=val_share)
+        self.num_files = len(paths)
         count = max(len(paths), min_clips) if split == "train" else len(paths)
         self.entries = [VideoEntry(path, captions[path]) for path in islice(cycle(paths), count)]
 
