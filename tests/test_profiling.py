@@ -71,7 +71,8 @@ def test_the_verb_prints_each_stage_and_sampling(capsys):
     text = capsys.readouterr().out
     assert "clips of 16x32x32" in text
     assert all(f"| {stage} |" in text for stage in ("autoencoder", "content", "motion"))
-    assert all(f"| {part}: guidance 2 |" in text for part in ("content", "motion"))
+    assert "| content: guidance 1.15 |" in text
+    assert "| motion: guidance 2 |" in text
 
 
 def test_a_config_that_says_nothing_of_sizes_asks_for_that_of_the_autoencoder(capsys):

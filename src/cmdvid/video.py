@@ -264,13 +264,8 @@ def _decode(
 ) -> tuple[dict[int, Tensor], int]:
     """Decode up to the last wanted frame, the first error, or the first unforeseen time stamp.
 
-    Args:
-        opened: A file and its video stream.
-        wanted: Ranks of the frames to keep, ascending.
-        size: Height and width; frames are brought to it one by one, so memory stays small.
-        stamps: The stamp that each frame must have; without them frames are just counted.
-        start: The key frame to begin at.
-        seek: Its time stamp for the container.
+    Frames come to their size one by one, so memory stays small. Without the ``stamps`` that they
+    must have they are just counted. ``start`` is the key frame to begin at, ``seek`` its stamp.
 
     Returns:
         The wanted frames met, by rank, and the rank of the first frame that was not decoded.

@@ -199,6 +199,7 @@ class VideoDataModule(LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
             epoch=epoch,
             start=num_batches * self.batch_size,
+            ahead=max(0, trainer.current_epoch - epoch) if trainer and train else 0,
         )
         return DataLoader(
             dataset,

@@ -176,6 +176,8 @@ class ClipSampler(DistributedSampler):
         world_size: Number of processes.
         epoch: The first epoch, for workers start to read before Lightning calls ``set_epoch``.
         start: Samples of this rank to leave out in that epoch: a resumed run had them.
+        ahead: Epochs that Lightning's count is ahead: it takes one that ``max_steps`` cut short
+            for over, and a resumed run finishes it.
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class ClipSampler(DistributedSampler):
         world_size: int = 1,
         epoch: int = 0,
         start: int = 0,
+        ahead: int = 0,
     ) -> None:
         size = len(dataset)
         order = torch.empty(size)  # DistributedSampler asks for a Dataset, but only for its length
@@ -198,7 +201,11 @@ class ClipSampler(DistributedSampler):
             self.num_samples = len(range(rank, size, world_size))
         self.size = size
         self.epoch = self.first_epoch = epoch
-        self.start = start
+        self.start, self.ahead = start, ahead
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set Lightning's count of epochs."""
+        self.epoch = epoch - self.ahead
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch  # of this pass, also if set_epoch announces the next one meanwhile
