@@ -61,6 +61,19 @@ def test_samples_do_not_depend_on_the_batch(stage):
     assert not torch.allclose(found[0][0], found[0][2])
 
 
+def test_a_checkpoint_of_another_autoencoder_is_not_resumed(stage, tmp_path):
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(stage, DataLoader(latents(), batch_size=2))
+    trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    stage.on_load_checkpoint(checkpoint)
+    checkpoint["autoencoder"]["fingerprint"] = "0" * 64
+    with pytest.raises(
+        ValueError, match=r"trained on the autoencoder 000000000000 .* but .* holds"
+    ):
+        stage.on_load_checkpoint(checkpoint)
+
+
 def test_the_seed_chooses_the_samples(stage, autoencoder_ckpt):
     latent = VideoLatent(torch.zeros(1, 3, 16, 16), torch.zeros(1, 2, 4, 8))
     given = latent, torch.tensor([0]), torch.tensor([7])

@@ -130,7 +130,18 @@ class DiffusionStage(LightningModule):
         checkpoint["latent_shapes"] = self.latents.shapes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Know the shapes before the first batch: it may be prompts, or never come."""
+        """Know the shapes before the first batch: it may be prompts, or never come.
+
+        Raises:
+            ValueError: If the checkpoint was trained on the latents of another autoencoder.
+        """
+        origin, ckpt = checkpoint["autoencoder"], self.latents.autoencoder_ckpt
+        if origin["fingerprint"] != (found := self.latents.frozen.fingerprint):
+            raise ValueError(
+                f"the checkpoint was trained on the autoencoder {origin['fingerprint'][:12]} "
+                f"({origin['ckpt']}), but {ckpt} holds {found[:12]}: correct autoencoder_ckpt, or "
+                "train this stage anew"
+            )
         self.latents.shapes = checkpoint.get("latent_shapes", {})
 
     def configure_optimizers(self) -> Any:
