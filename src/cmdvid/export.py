@@ -75,12 +75,12 @@ def _shared_autoencoder(
     frozen = FrozenAutoencoder(ckpt)
     for part, checkpoint in checkpoints.items():
         origin = checkpoint["autoencoder"]
-        if origin["fingerprint"] != frozen.fingerprint:
-            raise ValueError(
-                f"{paths[part]}: trained on the autoencoder {origin['fingerprint'][:12]} "
-                f"({origin['ckpt']}), but {ckpt} holds "
-                f"{frozen.fingerprint[:12]}; all stages must share one autoencoder"
-            )
+        frozen.refuse_other(
+            origin["fingerprint"],
+            origin["ckpt"],
+            subject=f"{paths[part]}: trained on",
+            advice="; all stages must share one autoencoder",
+        )
     return frozen
 
 

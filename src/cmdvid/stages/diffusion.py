@@ -135,13 +135,13 @@ class DiffusionStage(LightningModule):
         Raises:
             ValueError: If the checkpoint was trained on the latents of another autoencoder.
         """
-        origin, ckpt = checkpoint["autoencoder"], self.latents.autoencoder_ckpt
-        if origin["fingerprint"] != (found := self.latents.frozen.fingerprint):
-            raise ValueError(
-                f"the checkpoint was trained on the autoencoder {origin['fingerprint'][:12]} "
-                f"({origin['ckpt']}), but {ckpt} holds {found[:12]}: correct autoencoder_ckpt, or "
-                "train this stage anew"
-            )
+        origin = checkpoint["autoencoder"]
+        self.latents.frozen.refuse_other(
+            origin["fingerprint"],
+            origin["ckpt"],
+            subject="the checkpoint was trained on",
+            advice=": correct autoencoder_ckpt, or train this stage anew",
+        )
         self.latents.shapes = checkpoint.get("latent_shapes", {})
 
     def configure_optimizers(self) -> Any:

@@ -38,13 +38,13 @@ class LatentSource:
         if folder is None:
             return
         manifest = read_manifest(folder)
-        if (origin := manifest["autoencoder"]) != self.frozen.fingerprint:
-            raise ValueError(
-                f"{folder}: latents of the autoencoder {origin[:12]} "
-                f"({manifest['autoencoder_ckpt']}), but {self.autoencoder_ckpt} holds "
-                f"{self.frozen.fingerprint[:12]}: make them anew with `cmdvid encode --ckpt "
-                f"{self.autoencoder_ckpt} --out DIR`, or correct autoencoder_ckpt"
-            )
+        self.frozen.refuse_other(
+            manifest["autoencoder"],
+            manifest["autoencoder_ckpt"],
+            subject=f"{folder}: latents of",
+            advice=f": make them anew with `cmdvid encode --ckpt {self.autoencoder_ckpt} --out "
+            "DIR`, or correct autoencoder_ckpt",
+        )
 
     def blank(self, num: int, device: torch.device) -> VideoLatent:
         """Latents of zeros in the shapes of training, for prompts, which bring none.

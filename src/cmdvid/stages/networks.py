@@ -115,7 +115,25 @@ class FrozenAutoencoder:
                 f"{ckpt}: its latents were never measured, which `fit` does when training ends; "
                 f"finish it with `cmdvid fit --config ... --ckpt {ckpt}`"
             )
-        self.fingerprint = fingerprint(self.autoencoder)
+        self.ckpt, self.fingerprint = ckpt, fingerprint(self.autoencoder)
+
+    def refuse_other(self, digest: str, ckpt: str, *, subject: str, advice: str) -> None:
+        """See that something was made by this autoencoder.
+
+        Args:
+            digest: Fingerprint of the one that made it.
+            ckpt: Where that one was read.
+            subject: Begins the message: what was made by "the autoencoder ...".
+            advice: Ends it.
+
+        Raises:
+            ValueError: If another one made it; names both.
+        """
+        if digest != self.fingerprint:
+            raise ValueError(
+                f"{subject} the autoencoder {digest[:12]} ({ckpt}), "
+                f"but {self.ckpt} holds {self.fingerprint[:12]}{advice}"
+            )
 
     def encode(self, clip: Tensor) -> VideoLatent:
         """A clip in [-1, 1] to a latent of unit variance."""
