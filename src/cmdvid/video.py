@@ -130,7 +130,7 @@ def write_clip(
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.options = {"crf": "18"}
-        stream.thread_count = 1  # the same bytes on each machine
+        stream.thread_count = 1  # a pool of clips is written side by side
         for frame in frames.numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

@@ -204,10 +204,13 @@ def test_a_second_run_writes_only_what_is_missing(written):
     assert len(videos) == 11
     assert not list(written.rglob(".*"))
     before = {path: path.stat().st_mtime_ns for path in videos}
-    bytes_before = videos[0].read_bytes()
+    spec = ClipSpec(num_frames=4, image_size=(48, 64))
+    clip_before = read_clip(videos[0], spec).float()
     videos[0].unlink()
     write_shapes(written, **SMALL)
-    assert videos[0].read_bytes() == bytes_before
+    # not the same bytes: x264's assembly rounds differently from call to call
+    assert (read_clip(videos[0], spec).float() - clip_before).abs().mean() < 0.5
+    assert (read_clip(videos[1], spec).float() - clip_before).abs().mean() > 5
     assert {p: p.stat().st_mtime_ns for p in videos[1:]} == {p: before[p] for p in videos[1:]}
 
 
