@@ -1,6 +1,7 @@
 """An optimizer for short trainings of small transformers: Muon for matrices, Adam for the rest."""
 
 from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values towards 1
+NUM_STEPS = 5
 
 
-def orthogonalize(matrix: Float[Tensor, "m n"], num_steps: int = 5) -> Float[Tensor, "m n"]:
+def orthogonalize(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
     """Nearly the closest matrix whose singular values are all one, by Newton-Schulz iteration.
 
     The singular values of the result lie within about 0.7 and 1.2 (Jordan et al. 2024). Works in
@@ -23,12 +25,14 @@ def orthogonalize(matrix: Float[Tensor, "m n"], num_steps: int = 5) -> Float[Ten
     x = matrix.mT if tall else matrix
     x = x / x.norm().clamp(min=1e-7)
     # x only ever gets polynomials of its Gram matrix in front, so these are iterated, not x
-    gram, factor = x @ x.mT, torch.eye(len(x), dtype=x.dtype, device=x.device)
-    for _ in range(num_steps):
-        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        step.diagonal().add_(a)
-        gram, factor = step @ gram @ step, step @ factor
-    x = factor @ x
+    gram, factors = x @ x.mT, []
+    for number in range(NUM_STEPS):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        factors.append(factor)
+        if number < NUM_STEPS - 1:
+            gram = factor @ gram @ factor
+    x = reduce(torch.matmul, reversed(factors)) @ x
     return x.mT if tall else x
 
 
