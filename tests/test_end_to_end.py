@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -94,11 +95,13 @@ def test_prompts_become_videos(run, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle moving left\na blue square moving up\n")
     words = ["predict", "--ckpt", str(run / "pipeline"), "--num_inference_steps", "2"]
-    main([*words, "--prompts", str(prompts), "--out", str(tmp_path / "out")])
+    main([*words, "--prompts", str(prompts), "--fps", "12", "--out", str(tmp_path / "out")])
     names = sorted(path.name for path in (tmp_path / "out").glob("*.mp4"))
     assert "contact_sheet.mp4" in names
     assert any(name.startswith("000001-a-blue-square") for name in names)
     assert (tmp_path / "out/contact_sheet.png").stat().st_size > 0
+    with av.open(str(next((tmp_path / "out").glob("000000-*.mp4")))) as video:
+        assert video.streams.video[0].average_rate == 12
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cmdvid import CMDPipeline
 
@@ -81,6 +81,29 @@ def test_a_lora_does_to_content_frames_what_it_does_to_images(pipe, lora, sd_fol
         torch.testing.assert_close(pipe.content_conditioner(["a dog"]), text)
         expected = image.unet(noisy, t, text).sample
         torch.testing.assert_close(pipe.content_denoiser(noisy, t, text), expected)
+
+
+def kohya(weights: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    """The same LoRA in the names of kohya's scripts, scaled by ``alpha`` over its rank."""
+    renamed = {}
+    for name, value in weights.items():
+        place, kind, _ = name.removeprefix("unet.").rsplit(".", 2)
+        module = f"lora_unet_{place.replace('.', '_')}"
+        renamed[f"{module}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = value
+        renamed[f"{module}.alpha"] = torch.tensor(alpha)
+    return renamed
+
+
+def test_a_lora_of_kohyas_scripts_does_the_same_by_its_own_alpha(pipe, lora, tmp_path):
+    weights, before = load_file(lora), sample(pipe)
+    halved = {k: v / 2 if "lora_B" in k else v for k, v in weights.items()}
+    pipe.load_lora_weights(halved)
+    expected = sample(pipe)
+    pipe.unload_lora_weights()
+    save_file(kohya(weights, alpha=1.0), tmp_path / "kohya.safetensors")  # of rank 2
+    pipe.load_lora_weights(str(tmp_path / "kohya.safetensors"))
+    assert same(sample(pipe), expected)
+    assert not same(expected, before)
 
 
 def test_a_loaded_lora_comes_on_top_of_the_one_of_training(make_sd_pipeline, lora):

@@ -5,7 +5,11 @@ import logging
 import pytest
 import torch
 from accelerate.hooks import CpuOffload
-from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 
 from cmdvid import CMDPipeline
 from cmdvid.models.conditioning import TextConditioner
@@ -129,6 +133,28 @@ def test_the_progress_bar_counts_the_steps_of_both_models(pipe, capsys):
     sample(pipe, motion_inference_steps=3)
     assert "clips: 100%" in (err := capsys.readouterr().err)
     assert "5/5" in err
+
+
+def test_the_progress_bar_counts_every_call_of_a_scheduler_of_second_order(pipe, capsys):
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(desc="clips", ascii=True)
+    sample(pipe, num_inference_steps=3)
+    assert "8/8" in capsys.readouterr().err  # Heun's step is two calls, but the last; and 3 of DDIM
+
+
+def test_content_frames_of_another_type_are_animated_too(pipe):
+    latent = sample(pipe, output_type="latent").frames
+    clip = sample(pipe, content=latent.content)
+    assert same(sample(pipe, content=latent.content.double()), clip)
+
+
+def test_a_pipeline_in_half_precision_takes_any_clip(pipe):
+    clip = torch.rand(1, 3, 4, 32, 64) * 2 - 1
+    before = pipe.decode(pipe.encode(clip))
+    pipe.to(torch.bfloat16)
+    latent = pipe.encode(clip)
+    assert latent.content.dtype == torch.bfloat16
+    torch.testing.assert_close(pipe.decode(latent).float(), before, atol=0.1, rtol=0)
 
 
 def test_tiling_and_slicing_are_the_codecs(pipe):

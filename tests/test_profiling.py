@@ -75,10 +75,29 @@ def test_the_verb_prints_each_stage_and_sampling(capsys):
     assert "| motion: guidance 2 |" in text
 
 
-def test_a_config_that_says_nothing_of_sizes_asks_for_that_of_the_autoencoder(capsys):
+def test_a_config_that_says_nothing_of_sizes_asks_for_that_of_the_autoencoder(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # the checkpoint that it names is not here
     with pytest.raises(SystemExit):
         main(["profile", *options("content_shapes")])
     assert "give the autoencoder's config too" in capsys.readouterr().err
+
+
+def test_previews_count_where_they_need_more_than_training(capsys, tmp_path):
+    text, peaks = (CONFIGS / "ae_shapes.yaml").read_text(), []
+    for num in (1, 4096):
+        preview = f"ClipPreview, init_args: {{num_clips: {num}}}}}"
+        (tmp_path / "ae.yaml").write_text(text.replace("ClipPreview}", preview))
+        main(["profile", "--config", str(tmp_path / "ae.yaml")])
+        peaks += re.findall(r"\| autoencoder \| 32-true .* (\S+) \|\n", capsys.readouterr().out)
+    assert float(peaks[1]) > 2 * float(peaks[0])
+
+
+def test_sizes_that_cannot_be_encoded_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["profile", *options("ae_shapes"), "--data.spec.image_size", "[30,64]"])
+    assert "data.spec.image_size 30x64: height and width" in capsys.readouterr().err
 
 
 def test_a_setting_on_the_command_line_replaces_that_of_the_config(capsys):

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,9 @@ from diffusers import StableDiffusionPipeline
 
 from cmdvid import CMDPipeline
 from cmdvid.__main__ import main
+from cmdvid.data.latents import LatentDataset
+from cmdvid.stages.networks import FrozenAutoencoder
+from cmdvid.types import VideoLatent
 
 MODELS = "cmdvid.models."
 UNET, TEXT = "stable_diffusion.StableDiffusionUNet", "sd_text.StableDiffusionText"
@@ -147,6 +153,96 @@ def test_the_content_model_alone_is_a_stable_diffusion(run, tmp_path, content):
     ).images
     assert ours.std() > 0.01
     torch.testing.assert_close(ours / 2 + 0.5, theirs, atol=1e-4, rtol=0)
+
+
+def again(folder: Path, run: Path, stage: str, steps: int, *words: str) -> None:
+    """Train a stage of the run by its settings, in another folder."""
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    callback["init_args"] = {"dirpath": str(folder), "save_last": True, "save_top_k": 0}
+    words = ("--trainer.callbacks", json.dumps([callback]), "--trainer.logger", "false", *words)
+    words = ("--trainer.max_steps", str(steps), "--trainer.default_root_dir", str(folder), *words)
+    main(["fit", "--config", str(run / stage / "run.yaml"), *words])
+
+
+def test_a_resumed_lora_ends_where_an_uninterrupted_one_does(run, tmp_path):
+    ends = []
+    for name, legs in (("whole", [5]), ("stopped", [3, 5])):  # an epoch has two steps
+        folder, words = tmp_path / name, []
+        for steps in legs:
+            again(folder, run, "lora", steps, *words)
+            words = ["--ckpt", str(folder / "last.ckpt")]
+        saved = torch.load(folder / "last.ckpt", weights_only=True)
+        ends.append({k: saved[k] for k in ("state_dict", "optimizer_states", "global_step")})
+    before = torch.load(run / "lora/last.ckpt", weights_only=True)["state_dict"]
+    assert any(not torch.equal(before[k], v) for k, v in ends[0]["state_dict"].items())
+    torch.testing.assert_close(ends[1], ends[0], atol=0, rtol=0)
+
+
+def test_the_content_model_trains_on_cached_latents_without_a_video(run, tmp_path):
+    latents = tmp_path / "latents"
+    main(["encode", "--ckpt", str(run / "ae/last.ckpt"), "--out", str(latents)])
+    frozen = FrozenAutoencoder(run / "ae/last.ckpt")
+    dataset = LatentDataset(latents / "train")
+    picture = frozen.decode_content(VideoLatent(*(x[None] for x in dataset[0].latent)))
+    assert len(dataset) == 8
+    assert picture.shape == (1, 3, 32, 48)
+    words = ["--data.latents", str(latents), "--data.train", "null", "--data.val", "null"]
+    again(tmp_path, run, "lora", 2, *words)
+    words = ["predict", "--ckpt", str(tmp_path / "last.ckpt"), "--num_inference_steps", "2"]
+    main([*words, "--out", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out").glob("00000?-*.png"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.parametrize("stage", ["content", "lora"])
+def test_two_processes_train_one_stable_diffusion(run, tmp_path, stage):
+    """Both end with the same weights, which they learned from other noise."""
+    config = yaml.safe_load((run / stage / "run.yaml").read_text())
+    config["trainer"] |= {"devices": 2, "strategy": "ddp", "accelerator": "cpu", "logger": False}
+    config["trainer"] |= {"max_steps": 2, "default_root_dir": str(tmp_path), "log_every_n_steps": 1}
+    dump = {"class_path": "dump_ranks.DumpRanks", "init_args": {"folder": str(tmp_path)}}
+    config["trainer"]["callbacks"] = [dump]
+    config["data"]["batch_size"] = 2
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run(
+        [sys.executable, "-m", "cmdvid", "fit", "--config", str(tmp_path / "run.yaml")],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        check=True, timeout=400, capture_output=True,
+    )  # fmt: skip
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    torch.testing.assert_close(ranks[0]["weights"], ranks[1]["weights"], atol=0, rtol=0)
+    before = torch.load(run / stage / "last.ckpt", weights_only=True)["state_dict"]
+    assert before.keys() == ranks[0]["weights"].keys()
+    assert not torch.equal(ranks[0]["noise"], ranks[1]["noise"])
+
+
+def test_the_autoencoder_does_not_go_on_with_another_vae(
+    run, sd_folder, plain_sd, tmp_path, capsys
+):
+    words = ["--ckpt", str(run / "ae/last.ckpt"), "--model.codec.init_args.model", sd_folder]
+    with pytest.raises(SystemExit):
+        again(tmp_path, run, "ae", 30, *words)
+    message = capsys.readouterr().err
+    assert f"codec {sd_folder} (the checkpoint names {plain_sd}): not the VAE" in message
+    assert "it had shift 0.0, but this one has shift 0.25" in message
+
+
+def test_clips_that_cannot_be_encoded_are_refused_before_training(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        again(tmp_path, run, "ae", 1, "--data.spec.image_size", "[40,48]")
+    message = capsys.readouterr().err
+    assert "data.spec.image_size 40x48: height and width must be divisible by 16" in message
+    assert "8 of the StableDiffusionCodec, 2 of the autoencoder" in message
+    assert "the nearest such size is 32x48" in message
+
+
+def test_a_stage_alone_is_profiled_by_the_checkpoint_that_it_names(run, capsys):
+    main(["profile", "--config", str(run / "motion/run.yaml")])
+    text = capsys.readouterr().out
+    assert "clips of 4x4x6" in text
+    assert "| motion |" in text
 
 
 def test_a_vae_that_changed_since_training_is_refused(run, plain_sd, tmp_path, capsys):

@@ -36,6 +36,7 @@ PREDICT_OPTIONS: dict[str, tuple[Any, str]] = {
     "negative_prompt": (str | None, "Caption to stay away from."),
     "seed": (int | None, "Seed of the noise."),
     "out": (str | None, "Folder of the mp4 files (default: runs/predict)."),
+    "fps": (int | None, "Frames a second of the mp4 files (default: 8)."),
 }
 NOISE = (  # how jsonargparse reports a value of type "a stage or None"
     "Does not validate against",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from einops import rearrange
 from torch import Tensor, nn
 
 from cmdvid.models.autoencoder import Autoencoder
@@ -118,6 +119,27 @@ def decoding_calls(codec: Any, autoencoder: Autoencoder, clip: Sequence[int]) ->
             length / codec.chunk_size,
         )
     return calls
+
+
+def preview_call(codec: Any, autoencoder: Autoencoder, clip: Sequence[int], num: int) -> Call:
+    """What shows ``num`` clips of (l, h, w) frames and their generated twins: all are decoded."""
+    length, height, width = clip
+    places = height // autoencoder.patch + width // autoencoder.patch
+
+    def decode(net: Any) -> Tensor:
+        content = torch.empty(num, autoencoder.channels, height, width)
+        motion = torch.empty(num, autoencoder.config["motion_channels"], length, places)
+        frames = net[0].decode(VideoLatent(content, motion))
+        if len(net) == 1:
+            return frames
+        images = rearrange(frames, "b c l h w -> (b l) c h w").split(codec.chunk_size)
+        return torch.cat([net[1].decode(chunk).sample for chunk in images])
+
+    def show(net: Any) -> list[Tensor]:
+        return [decode(net) for _ in range(2)]
+
+    networks = [call.network for call in decoding_calls(codec, autoencoder, clip).values()]
+    return Call(nn.ModuleList(networks), show)
 
 
 def sampling_calls(

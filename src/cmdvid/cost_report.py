@@ -55,7 +55,7 @@ def training_table(parts: Sequence[Part]) -> str:
 def memory_table(parts: Sequence[Part]) -> str:
     """One row a stage: where the memory of a training step goes."""
     head = "stage, precision, weights and optimizer (GB), frozen networks, activations, "
-    head += "or encoding / Adam's step, peak (GB)"
+    head += "or encoding / Adam's step / previews, peak (GB)"
     rows = []
     for part in parts:
         memory = training_memory(part)

@@ -48,7 +48,8 @@ class Memory:
         states: Weights, gradients, Adam's moments, moving average and DDP's buckets.
         frozen: Weights of networks that are used and not trained.
         activations: What forward and backward pass add to that at their peak.
-        other: What Adam's step or the encoding of clips adds at its peak, whichever is more.
+        other: What Adam's step, the encoding of clips or a preview adds at its peak, whichever
+            is most.
     """
 
     states: float
@@ -58,7 +59,7 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The most at any time: encoding, passes and Adam's step come one after the other."""
+        """The most at any time: encoding, passes, Adam's step and previews never meet."""
         return self.states + self.frozen + max(self.activations, self.other)
 
 
@@ -87,8 +88,8 @@ def training_memory(part: Part) -> Memory:
         states = added(lambda: None, owned, count_owned=True)
         states += sum(map(_nbytes, weights)) * (part.ema + part.buckets)
     frozen = sum(map(weight_bytes, part.frozen))
-    encoding = max((call_memory(call, part.precision) for call in part.before), default=0.0)
-    return Memory(states, frozen, activations, max(step, encoding))
+    beside = [call_memory(call, part.precision) for call in (*part.before, *part.previews)]
+    return Memory(states, frozen, activations, max(step, *beside))
 
 
 def call_memory(call: Call, precision: str) -> float:

@@ -14,7 +14,7 @@ from cmdvid.models.codecs import PixelCodec, decode_content, decode_latent, enco
 from cmdvid.models.conditioning import LabelConditioner, TextConditioner
 from cmdvid.models.content_dit import ContentDiT
 from cmdvid.models.content_unet import ContentUNet
-from cmdvid.models.diffusion import guided_sample, seeded_noise
+from cmdvid.models.diffusion import guided_sample, seeded_noise, started
 from cmdvid.models.frozen import same_network
 from cmdvid.models.motion_dit import MotionDiT
 from cmdvid.models.sd_codec import StableDiffusionCodec, with_vae
@@ -108,7 +108,8 @@ class CMDPipeline(DiffusionPipeline, LoraLoader):
             num_videos_per_prompt: Clips for each condition; those of one follow each other.
             generator: One for all clips, seeded by torch's own if None; or one for each: then a
                 clip does not depend on the others in its batch.
-            content: Content frames of unit variance to animate, in place of generated ones.
+            content: Content frames of unit variance to animate, in place of generated ones; of any
+                type, on any device.
             output_type: "pt", "np", "pil" or "latent"; see CMDOutput.
             callback_on_step_end: Called as ``f(pipe, step, t, kwargs)`` after each content step,
                 and then after each motion step, counted anew; returns the kwargs to go on with.
@@ -126,14 +127,17 @@ class CMDPipeline(DiffusionPipeline, LoraLoader):
         )
         noise, motion_noise = (self._noise(part, request) for part in ("content", "motion"))
         steps = num_inference_steps if motion_inference_steps is None else motion_inference_steps
-        total = steps + (num_inference_steps if content is None else 0)
-        with cast(Any, self).progress_bar(total=total) as bar:
+        calls = len(started(self.motion_scheduler, steps).timesteps)
+        if content is None:
+            calls += len(started(self.content_scheduler, num_inference_steps).timesteps)
+        with cast(Any, self).progress_bar(total=calls) as bar:
             on_step = step_end(self, callback_on_step_end, callback_on_step_end_tensor_inputs, bar)
             sample = self._sampler(request, on_step=on_step)
             if content is None:
                 content = sample("content", noise, num_inference_steps, guidance_scale)
             elif len(content) != len(request):
                 raise ValueError(f"got {len(content)} content frames for {len(request)} conditions")
+            content = content.to(motion_noise)
             scale = guidance_scale if motion_guidance_scale is None else motion_guidance_scale
             motion = sample("motion", motion_noise, steps, scale, content=content)
         output = make_output(self, VideoLatent(content, motion), output_type)
@@ -174,29 +178,6 @@ class CMDPipeline(DiffusionPipeline, LoraLoader):
         """Stable Diffusion's text encoder inside the content conditioner, or None."""
         conditioner = self.content_conditioner
         return conditioner.text_encoder if isinstance(conditioner, StableDiffusionText) else None
-
-    def load_lora_weights(
-        self, source: Any, adapter_name: str | None = None, hotswap: bool = False, **kwargs: Any
-    ) -> None:
-        """Add a LoRA of Stable Diffusion; one of the content model's own training is merged first.
-
-        Args:
-            source: File (.safetensors), folder, hub id or state dict.
-            adapter_name: Name to tell several apart by.
-            hotswap: Replace the weights of the adapter of that name.
-            kwargs: What diffusers' ``lora_state_dict`` takes, such as weight_name.
-
-        Raises:
-            ValueError: If the content model is not Stable Diffusion's U-Net.
-        """
-        if self.unet is None:
-            name = type(self.content_denoiser).__name__
-            raise ValueError(
-                f"the content denoiser is a {name}; a LoRA needs a StableDiffusionUNet"
-            )
-        self.content_denoiser.merge_lora()
-        safe = {"use_safetensors": True} | kwargs
-        super().load_lora_weights(source, adapter_name, hotswap, **safe)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write all parts to a folder, as every pipeline does.

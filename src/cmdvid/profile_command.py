@@ -2,7 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from cmdvid.cost_parts import (
     decoding_calls,
     diffusion_part,
     encoding_calls,
+    preview_call,
     sampling_calls,
 )
 from cmdvid.cost_report import (
@@ -26,7 +28,10 @@ from cmdvid.cost_report import (
     sampling_report,
     training_table,
 )
-from cmdvid.profiling import Part
+from cmdvid.profiling import Call, Part
+from cmdvid.settings import read_settings
+from cmdvid.stages.sizes import check_sides
+from cmdvid.video import ClipSpec
 
 
 @dataclass(frozen=True)
@@ -68,23 +73,16 @@ def config_report(files: Sequence[str], overrides: Sequence[str] = ()) -> str:
     """Tables of training for each config, and of sampling if all three networks are there.
 
     Raises:
-        ValueError: If none is of the autoencoder.
+        ValueError: If none is of the autoencoder, nor names a checkpoint of it that is there.
     """
     settings = [read(file, overrides) for file in files]
     stages = [build(each) for each in settings]
-    sized = [
-        (stage, each.data.spec)
-        for stage, each in zip(stages, settings, strict=True)
-        if hasattr(stage, "autoencoder")
-    ]
-    if not sized:
+    frames = _frames(stages, settings)
+    if frames is None:
         raise ValueError(
             f"{', '.join(files)}: give the autoencoder's config too, for it says how large the "
-            "content frame and the motion latent are"
+            "content frame and the motion latent are; or train it first, then its checkpoint does"
         )
-    stage, spec = sized[0]
-    height, width = (side // stage.codec.stride for side in spec.image_size)
-    frames = Frames(stage.codec, stage.autoencoder, (spec.num_frames, height, width))
     found = [_part(s, frames, each) for s, each in zip(stages, settings, strict=True)]
     parts = [part for part in found if part is not None]
     text = f"Training, clips of {'x'.join(map(str, frames.clip))} (frames, height, width)\n\n"
@@ -96,6 +94,10 @@ def config_report(files: Sequence[str], overrides: Sequence[str] = ()) -> str:
 
 def read(file: str, overrides: Sequence[str] = ()) -> Namespace:
     """Parse a config as ``fit`` does, building nothing."""
+    return _parser().parse_args(["--config", file, *overrides])
+
+
+def _parser() -> Any:
     import cmdvid.stages  # noqa: F401  # so that short class names are found
     from cmdvid.cli import CMDTrainer, Parser
     from cmdvid.data.datamodule import VideoDataModule
@@ -105,7 +107,7 @@ def read(file: str, overrides: Sequence[str] = ()) -> Namespace:
     parser.add_lightning_class_args(CMDTrainer, "trainer")
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(VideoDataModule, "data")
-    return parser.parse_args(["--config", file, *overrides])
+    return parser
 
 
 def build(settings: Namespace) -> Any:
@@ -117,6 +119,30 @@ def build(settings: Namespace) -> Any:
     with torch.device("meta"):
         built: Any = parser.instantiate_classes(Namespace(model=settings.model))
     return built.model
+
+
+def _frames(stages: Sequence[Any], settings: Sequence[Namespace]) -> Frames | None:
+    """By the autoencoder's config, or else by its checkpoint, if a stage names one that is there.
+
+    Clips are of the size that the autoencoder has seen, unless a stage reads clips of its own.
+    """
+    for stage, each in zip(stages, settings, strict=True):
+        if hasattr(stage, "autoencoder"):
+            return _framed(stage, each.data.spec)
+    for each in settings:
+        ckpt = getattr(each.model.init_args, "autoencoder_ckpt", None)
+        if ckpt and Path(ckpt).is_file() and (saved := read_settings(ckpt)):
+            trained = _parser().parse_object(saved)
+            own = each.data.latents is None
+            return _framed(build(trained), (each if own else trained).data.spec)
+    return None
+
+
+def _framed(stage: Any, spec: Namespace) -> Frames:
+    clip = ClipSpec(spec.num_frames, tuple(spec.image_size))
+    check_sides(clip, codec=stage.codec, autoencoder=stage.autoencoder)
+    height, width = (side // stage.codec.stride for side in clip.image_size)
+    return Frames(stage.codec, stage.autoencoder, (clip.num_frames, height, width))
 
 
 def _part(stage: Any, frames: Frames, settings: Namespace) -> Part | None:
@@ -132,14 +158,28 @@ def _part(stage: Any, frames: Frames, settings: Namespace) -> Part | None:
     calls = encoding_calls(frames.codec, frames.autoencoder, frames.clip, data.batch_size)
     if hasattr(stage, "autoencoder"):
         calls.pop("autoencoder")  # part of the pass
-    if not hasattr(stage, "diffusion") or data.latents is None:
-        how["frozen"] = tuple(call.network for call in calls.values())
+    cached, num = hasattr(stage, "diffusion") and data.latents is not None, _num_shown(trainer)
+    if not cached:
         how["before"] = tuple(calls.values())
+    if not cached or num:
+        how["frozen"] = tuple(call.network for call in calls.values())
+    if num:
+        shown = preview_call(frames.codec, frames.autoencoder, frames.clip, num)
+        how["previews"] = (shown,)
     if hasattr(stage, "autoencoder"):
         return autoencoder_part(stage.autoencoder, frames.clip, **how)
     if not hasattr(stage, "diffusion"):
         return None
-    return _diffusion_part(stage, frames, how)
+    part = _diffusion_part(stage, frames, how)
+    drawn = Call(part.network, lambda net: part.run(net, 2 * num))  # guided
+    return replace(part, previews=(*part.previews, drawn)) if num else part
+
+
+def _num_shown(trainer: Namespace) -> int:
+    """Clips of a preview; none without a ClipPreview."""
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else []
+    shown = [c.init_args.num_clips for c in callbacks if c.class_path.endswith(".ClipPreview")]
+    return sum(shown)
 
 
 def _diffusion_part(stage: Any, frames: Frames, how: dict[str, Any]) -> Part:
@@ -165,7 +205,7 @@ def _sampling(
     for stage, each in zip(stages, settings, strict=True):
         if how := getattr(stage, "sampling", None):
             steps = [how["num_inference_steps"], how["motion_inference_steps"]]
-            scales = [how["guidance_scale"], how["motion_guidance_scale"] or how["guidance_scale"]]
+            scales = [how["guidance_scale"], how["motion_guidance_scale"]]
             precision = str(each.trainer.precision or "32-true")
     calls = sampling_calls(
         [named[name] for name in names],

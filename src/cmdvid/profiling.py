@@ -62,6 +62,7 @@ class Part:
         buckets: Whether DDP keeps a second copy of the gradients, to send it.
         frozen: Networks that are used and not trained.
         before: What they do to the clips and captions of one sample before the pass.
+        previews: What is done between steps to look at a few samples.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Part:
     buckets: bool = False
     frozen: tuple[nn.Module, ...] = ()
     before: tuple[Call, ...] = ()
+    previews: tuple[Call, ...] = ()
 
 
 def count(call: Callable[[], Any]) -> Cost:

@@ -9,7 +9,7 @@ from diffusers.utils.outputs import BaseOutput
 from einops import rearrange
 from torch import Tensor
 
-from cmdvid.models.conditioning import null_condition
+from cmdvid.models.null import null_conditions
 from cmdvid.types import Condition, VideoLatent
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
@@ -41,7 +41,7 @@ class Request:
 
     def embed(self, conditioner: Any) -> tuple[Tensor, Tensor]:
         """The condition and what to guide away from, as a conditioner embeds them."""
-        nothing = self.negative or null_condition(conditioner, len(self))
+        nothing = self.negative or null_conditions(conditioner, len(self))
         return conditioner(self.condition), conditioner(nothing)
 
 

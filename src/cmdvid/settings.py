@@ -95,6 +95,8 @@ def spread_options(settings: Namespace) -> None:
         callbacks += writers
     if settings.out:
         writers[0].init_args.out = settings.out
+    if settings.fps is not None:
+        writers[0].init_args.fps = settings.fps
     settings.trainer.callbacks = callbacks
 
 

@@ -6,20 +6,15 @@ import open_clip
 import pytest
 import torch
 
-from cmdvid.models.conditioning import LabelConditioner, TextConditioner, null_condition
+from cmdvid.models.conditioning import LabelConditioner, TextConditioner
+from cmdvid.models.null import null_conditions
 
 
 def test_labels_have_their_own_embeddings_and_so_has_null():
     conditioner = LabelConditioner(3, dim=8)
     embeddings = conditioner(torch.tensor([0, 1, 2, 3]))
     assert torch.cdist(embeddings, embeddings).add(torch.eye(4)).min() > 0
-    torch.testing.assert_close(conditioner(null_condition(conditioner, 1)), embeddings[3:])
-
-
-def test_nullify_touches_only_the_chosen():
-    where = torch.tensor([True, False])
-    assert LabelConditioner(3).nullify(torch.tensor([1, 2]), where).tolist() == [3, 2]
-    assert TextConditioner(width=16).nullify(["a", "b"], where) == ["", "b"]
+    torch.testing.assert_close(conditioner(null_conditions(conditioner, 1)), embeddings[3:])
 
 
 def test_captions_are_told_apart_and_equal_ones_are_equal():

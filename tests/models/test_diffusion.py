@@ -160,7 +160,7 @@ def test_loss_of_predicting_nothing_is_the_noise_variance(diffusion):
 
 def test_min_snr_weights_fall_with_the_signal():
     diffusion = Diffusion(Toy(), conditioner=LabelConditioner(1), min_snr_gamma=5.0)
-    weights = diffusion._weights(torch.tensor([5, 500, 999]))
+    weights = diffusion._weights(diffusion._levels_at(torch.tensor([5, 500, 999])))
     snr = diffusion.scheduler.alphas_cumprod / (1 - diffusion.scheduler.alphas_cumprod)
     torch.testing.assert_close(weights[0], 5 / snr[5])
     torch.testing.assert_close(weights[2], torch.tensor(1.0))
@@ -174,7 +174,7 @@ def test_min_snr_weights_are_finite_without_any_signal(prediction_type, weight):
     assert scheduler.alphas_cumprod[-1] == 0
     options = {"conditioner": LabelConditioner(1), "min_snr_gamma": 5.0}
     diffusion = Diffusion(Toy(), scheduler=scheduler, **options)
-    weights = diffusion._weights(torch.tensor([998, 999]))
+    weights = diffusion._weights(diffusion._levels_at(torch.tensor([998, 999])))
     torch.testing.assert_close(weights, torch.full((2,), weight), atol=1e-4, rtol=0)
 
 
@@ -190,10 +190,19 @@ def test_a_predicted_sample_is_weighted_as_its_velocity_would_be_at_most_tenfold
 
     diffusion = Diffusion(Wrong(), conditioner=LabelConditioner(1), scheduler=scheduler)
     expected = torch.tensor([min(ratio + 1, 10) for ratio in snr.tolist()])
-    torch.testing.assert_close(diffusion._weights(steps), expected)
+    torch.testing.assert_close(diffusion._weights(diffusion._levels_at(steps)), expected)
     diffusion._random_steps = lambda x: steps
     loss = diffusion.loss(torch.zeros(4, 3, 4, 6), torch.zeros(4, dtype=torch.long))
     torch.testing.assert_close(loss, 2.0**2 * expected.mean())
+
+
+def test_the_noise_schedule_is_exact_in_any_precision_and_in_no_checkpoint(diffusion):
+    steps, keys = torch.tensor([0, 500, 999]), set(diffusion.state_dict())
+    diffusion.bfloat16()
+    levels = diffusion._levels_at(steps)
+    torch.testing.assert_close(levels, DDIMScheduler().alphas_cumprod[steps], atol=0, rtol=0)
+    assert levels.dtype == torch.float32
+    assert {name.partition(".")[0] for name in keys} == {"denoiser", "conditioner", "ema"}
 
 
 def test_steps_cover_all_of_time_in_every_batch(diffusion):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cmdvid.models.conditioning import null_condition
+from cmdvid.models.null import null_conditions, nullify
 from cmdvid.models.sd_text import StableDiffusionText
 
 
@@ -39,8 +39,8 @@ def test_equal_captions_are_read_once_and_come_back_in_place(text, monkeypatch):
 
 
 def test_null_is_the_empty_caption(text):
-    assert null_condition(text, 2) == ["", ""]
-    assert text.nullify(["a", "b"], torch.tensor([False, True])) == ["a", ""]
+    assert null_conditions(text, 2) == ["", ""]
+    assert nullify(["a", "b"], torch.tensor([False, True]), conditioner=text) == ["a", ""]
 
 
 def test_a_caption_that_is_cut_is_reported_once(text, caplog):

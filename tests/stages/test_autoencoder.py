@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from cmdvid.data.dataset import ClipSampler
+from cmdvid.losses import LatentMoments
 from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.stages.autoencoder import AutoencoderStage
 from cmdvid.types import ClipBatch, LatentBatch, PromptBatch, VideoLatent
@@ -74,6 +75,29 @@ def test_statistics_are_void_while_training_goes_on():
     make_trainer(max_steps=2).fit(stage, loader(Clips(4)))
     assert seen == [False, False]
     assert stage.autoencoder.measured
+
+
+def test_latents_are_measured_in_the_precision_that_they_will_have():
+    stage, clips = make_stage(statistics_clips=4), Clips(4)
+    make_trainer(max_steps=1, precision="bf16-mixed").fit(stage, loader(clips))
+    found = []
+    for mixed in (True, False):
+        moments = LatentMoments()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            moments.update(stage.autoencoder.eval().encode(clips.clips))
+        found.append(moments.compute()[1][1])
+    stored = stage.autoencoder.motion_std
+    torch.testing.assert_close(stored, found[0], atol=1e-5, rtol=1e-5)
+    assert (stored - found[1]).abs().max() > 1e-4
+
+
+def test_a_checkpoint_is_not_resumed_with_the_frames_of_another_codec():
+    stage, checkpoint = make_stage(), {}
+    stage.on_save_checkpoint(checkpoint)
+    stage.on_load_checkpoint(checkpoint)
+    checkpoint["networks"]["codec"]["class_path"] = "cmdvid.models.sd_codec.StableDiffusionCodec"
+    with pytest.raises(ValueError, match=r"frames of a StableDiffusionCodec, .* is a PixelC"):
+        stage.on_load_checkpoint(checkpoint)
 
 
 def test_only_clips_can_be_rebuilt():

@@ -106,6 +106,12 @@ def stage(pipeline, **options):
     return GenerationStage(pipeline, num_inference_steps=2, guidance_scale=2.0, **options)
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, 2.0), (0.0, 0.0), (3.0, 3.0)])
+def test_the_motion_models_guidance_is_the_content_models_only_if_none_is_given(given, used):
+    stage = GenerationStage("unread", guidance_scale=2.0, motion_guidance_scale=given)
+    assert stage.sampling["motion_guidance_scale"] == used
+
+
 def predict(pipeline, folder, items, batch_size, **options):
     data = Data(predict=items, batch_size=batch_size)
     found = trainer(folder).predict(stage(pipeline, **options), data)

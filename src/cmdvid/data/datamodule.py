@@ -89,6 +89,11 @@ class VideoDataModule(LightningDataModule):
         has_clips = self.predict is not None or self.val is not None
         return None if verb == "predict" and has_clips else self.latents
 
+    def spec_for(self, verb: str) -> ClipSpec | None:
+        """The clips that a verb reads; None if it reads latents or prompts."""
+        prompted = verb == "predict" and isinstance(self.predict, Prompts)
+        return None if prompted or self.latents_for(verb) is not None else self.spec
+
     def check_split(self, split: str) -> None:
         """See that ``encode`` can read ``train`` or ``val``."""
         if getattr(self, split) is None:

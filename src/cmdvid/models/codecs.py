@@ -40,7 +40,8 @@ def encode_clip(
     clip: Float[Tensor, "b 3 l h w"], *, codec: Any, autoencoder: Autoencoder
 ) -> VideoLatent:
     """A clip in [-1, 1] to a latent of unit variance: codec, Eqs. 3 and 4, scaling."""
-    return autoencoder.normalize(autoencoder.encode(codec.encode(clip)))
+    frames = codec.encode(clip).to(autoencoder.dtype)
+    return autoencoder.normalize(autoencoder.encode(frames))
 
 
 @torch.no_grad()

@@ -9,11 +9,12 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from einops import einsum
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cmdvid.models.frozen import CutNotice, FrozenTower, distinct, in_dtype
+from cmdvid.models.captions import CutNotice, distinct, only_captions
+from cmdvid.models.frozen import FrozenTower, in_dtype
 from cmdvid.types import Condition
 
 TOWER = "tower.safetensors"  # a frozen tower in the folder of a saved TextConditioner
@@ -31,6 +32,7 @@ class LabelConditioner(ModelMixin, ConfigMixin):
     def __init__(self, num_classes: int, *, dim: int = 256):
         super().__init__()
         self.num_classes, self.dim = num_classes, dim
+        self.null = num_classes
         self.embedding = nn.Embedding(num_classes + 1, dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
@@ -56,14 +58,6 @@ class LabelConditioner(ModelMixin, ConfigMixin):
             )
         return self.embedding(condition)
 
-    def nullify(self, condition: Int[Tensor, " b"], where: Bool[Tensor, " b"]) -> Tensor:
-        """Replace the chosen conditions by the null condition."""
-        return condition.masked_fill(where.to(condition.device), self.num_classes)
-
-    def null(self, num: int) -> Int[Tensor, " b"]:
-        """``num`` null conditions."""
-        return torch.full((num,), self.num_classes, device=self.embedding.weight.device)
-
 
 class TextConditioner(ModelMixin, ConfigMixin):
     """The pooled caption embedding of an open_clip text transformer.
@@ -83,6 +77,8 @@ class TextConditioner(ModelMixin, ConfigMixin):
         num_heads: Its number of heads.
         context_length: Tokens that a caption is cut or padded to; at most 77 for ``model_name``.
     """
+
+    null = ""
 
     @register_to_config
     def __init__(
@@ -116,14 +112,10 @@ class TextConditioner(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If class indices are given.
         """
-        if isinstance(condition, Tensor):
-            raise ValueError(
-                "a TextConditioner takes captions, got class indices; "
-                "pick cmdvid.models.conditioning.LabelConditioner for labelled data"
-            )
+        given = only_captions(condition, reader=type(self).__name__)
         if self._frozen is None:
-            return self._embed(condition)
-        captions, index = distinct(condition)
+            return self._embed(given)
+        captions, index = distinct(given)
         with torch.no_grad():
             return self._embed(captions)[index]
 
@@ -183,19 +175,6 @@ class TextConditioner(ModelMixin, ConfigMixin):
             return super().from_pretrained(folder, **kwargs)
         conditioner: Any = cls.from_config({**config, "pretrained": folder})
         return in_dtype(conditioner, kwargs)
-
-    def nullify(self, condition: Sequence[str], where: Bool[Tensor, " b"]) -> list[str]:
-        """Replace the chosen captions by the empty one."""
-        return ["" if w else caption for caption, w in zip(condition, where.tolist(), strict=True)]
-
-    def null(self, num: int) -> list[str]:
-        """``num`` null conditions."""
-        return [""] * num
-
-
-def null_condition(conditioner: Any, num: int) -> Any:
-    """``num`` null conditions of the kind that a conditioner takes."""
-    return conditioner.null(num)
 
 
 @cache

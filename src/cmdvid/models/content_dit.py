@@ -74,6 +74,10 @@ class ContentDiT(ModelMixin, ConfigMixin):
         self.blocks = Stack(AdaLNBlock(width, num_heads=num_heads) for _ in range(depth))
         self.head = AdaLNHead(width, out_features=pixels)
 
+    def sides_multiple(self, autoencoder_patch: int) -> int:
+        """What height and width of content frames must be divisible by."""
+        return self.patch
+
     def forward(
         self,
         noisy: Float[Tensor, "b c h w"],

@@ -52,6 +52,10 @@ class ContentUNet(ModelMixin, ConfigMixin):
             resnet_time_scale_shift="scale_shift",
         )
 
+    def sides_multiple(self, autoencoder_patch: int) -> int:
+        """What height and width of content frames must be divisible by."""
+        return self.patch * 2 ** (len(self.config["widths"]) - 1)
+
     def forward(
         self,
         noisy: Float[Tensor, "b c h w"],
@@ -63,7 +67,7 @@ class ContentUNet(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If height or width does not survive all halvings.
         """
-        multiple = self.patch * 2 ** (len(self.config["widths"]) - 1)
+        multiple = self.sides_multiple(1)
         if noisy.shape[-2] % multiple or noisy.shape[-1] % multiple:
             raise ValueError(
                 f"this ContentUNet takes sides divisible by {multiple}, "

@@ -12,13 +12,12 @@ from typing import Any, cast
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.training_utils import compute_snr
 from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cmdvid.models.conditioning import null_condition
+from cmdvid.models.null import null_conditions, nullify
 from cmdvid.models.schedule import signal_levels
 from cmdvid.types import Condition
 
@@ -34,6 +33,23 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> 
 def seeded_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
     """Noise of ``shape`` for each generator: a sample's noise never depends on its neighbours."""
     return torch.stack([torch.randn(*shape, generator=g, device=g.device) for g in generators])
+
+
+def started(
+    scheduler: SchedulerMixin, num_inference_steps: int, *, device: torch.device | None = None
+) -> Any:
+    """A copy of a scheduler at the start of a sample; its ``timesteps`` are the denoiser's calls.
+
+    Schedulers of second order call it about twice in a step.
+
+    Raises:
+        ValueError: If there is not at least one step.
+    """
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+    sampler: Any = copy.deepcopy(scheduler)  # its state belongs to one sample alone
+    sampler.set_timesteps(num_inference_steps, device=device)
+    return sampler
 
 
 @torch.no_grad()
@@ -58,13 +74,11 @@ def guided_sample(
         negative: Embedding to guide away from, usually of the null condition.
         guidance_scale: s = 1 + w of the paper; 1 turns guidance off and halves the cost.
         generators: One for each sample, for schedulers that draw noise at every step.
-        on_step: Called after each step with its number, t and x; returns the x to go on with.
+        on_step: Called after each call of the denoiser with its number, t and x; returns the x to
+            go on with.
         context: Further inputs of the denoiser, such as the content frame.
     """
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-    sampler: Any = copy.deepcopy(scheduler)  # its state belongs to this call alone
-    sampler.set_timesteps(num_inference_steps, device=noise.device)
+    sampler = started(scheduler, num_inference_steps, device=noise.device)
     guided = guidance_scale != 1.0
     copies = 2 if guided else 1
     embedding = torch.cat([condition, negative]) if guided else condition
@@ -108,7 +122,7 @@ class Diffusion(nn.Module):
     ):
         super().__init__()
         self.scheduler: Any = scheduler or DDIMScheduler()
-        signal_levels(self.scheduler)
+        self._levels = signal_levels(self.scheduler)  # no buffer, which would be cast with weights
         self.prediction_type = self.scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(
@@ -157,7 +171,7 @@ class Diffusion(nn.Module):
             self.scheduler,
             noise,
             condition=conditioner(condition),
-            negative=conditioner(null_condition(conditioner, len(noise))),
+            negative=conditioner(null_conditions(conditioner, len(noise))),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             **context,
@@ -172,16 +186,22 @@ class Diffusion(nn.Module):
         **context: Tensor,
     ) -> Tensor:
         noise, t = torch.randn_like(x), self._random_steps(x)
-        level = signal_levels(self.scheduler).to(x.device)[t].view(-1, *[1] * (x.ndim - 1))
-        a, s = level.sqrt().to(x.dtype), (1 - level).sqrt().to(x.dtype)
+        level = self._levels_at(t)
+        each = level.view(-1, *[1] * (x.ndim - 1))
+        a, s = each.sqrt().to(x.dtype), (1 - each).sqrt().to(x.dtype)
         noisy = a * x + s * noise  # sqrt(abar) x_0 + sqrt(1 - abar) eps, CMD Eq. 2
         drop = torch.rand(len(x), device=x.device) < self.condition_dropout
-        embedding = conditioner(conditioner.nullify(condition, drop))
+        embedding = conditioner(nullify(condition, drop, conditioner=conditioner))
         prediction = denoiser(noisy, t, embedding, **context)
         targets = {"epsilon": noise, "sample": x, "v_prediction": a * noise - s * x}
         target = targets[self.prediction_type]
         error = reduce((prediction.float() - target.float()) ** 2, "b ... -> b", "mean")
-        return (error * self._weights(t)).mean()
+        return (error * self._weights(level)).mean()
+
+    def _levels_at(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """abar_t in full precision, kept where the steps are."""
+        self._levels = self._levels.to(t.device)
+        return self._levels[t]
 
     def _random_steps(self, x: Tensor) -> Int[Tensor, " b"]:
         """Uniform steps, one from each of b equal slices of time: the same mean, less variance."""
@@ -189,14 +209,14 @@ class Diffusion(nn.Module):
         num = self.scheduler.config.num_train_timesteps
         return (place / len(x) * num).long().clamp(max=num - 1)  # float32 may round up to num
 
-    def _weights(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"] | float:
+    def _weights(self, level: Float[Tensor, " b"]) -> Float[Tensor, " b"] | float:
         """Loss weights: 1 as in the paper, or those of min-SNR for the quantity predicted.
 
         A predicted sample is weighted as its velocity would be, by SNR + 1, at most 10.
         """
         if self.prediction_type != "sample" and self.min_snr_gamma is None:
             return 1.0
-        snr = compute_snr(self.scheduler, t)
+        snr = level / (1 - level)
         if self.min_snr_gamma is None:
             return (snr + 1).clamp(max=10)
         if self.prediction_type == "epsilon":

@@ -1,14 +1,11 @@
 """Pretrained networks that never change: used by a module, and yet no part of what it saves."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-
-logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -30,30 +27,6 @@ class FrozenTower:
 
     def __deepcopy__(self, memo: dict) -> "FrozenTower":
         return self
-
-
-class CutNotice:
-    """Warns of each caption that is longer than its context, once; copies share what was said."""
-
-    def __init__(self):
-        self._said: set[int] = set()
-
-    def __call__(self, caption: str, *, num_tokens: int, length: int) -> None:
-        """See whether a caption of ``num_tokens``, start and end included, fits ``length``."""
-        if num_tokens > length and hash(caption) not in self._said:
-            self._said.add(hash(caption))
-            logger.warning(
-                "a caption of %d tokens is cut to %d: %.60s...", num_tokens, length, caption
-            )
-
-    def __deepcopy__(self, memo: dict) -> "CutNotice":
-        return self
-
-
-def distinct(captions: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Each caption once, and where each of the given ones is: a frozen tower reads none twice."""
-    places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
-    return list(places), [places[caption] for caption in captions]
 
 
 def in_dtype(network: Network, told: Mapping[str, Any]) -> Network:

@@ -1,5 +1,6 @@
 """Motion denoiser: a DiT over motion patches that also reads the content frame (CMD Eq. 8)."""
 
+from math import lcm
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,10 @@ class MotionDiT(ModelMixin, ConfigMixin):
         self.kind = nn.Embedding.from_pretrained(kinds, freeze=False)
         self.blocks = Stack(AdaLNBlock(width, num_heads=num_heads) for _ in range(depth))
         self.head = AdaLNHead(width, out_features=motion_channels * patch**2)
+
+    def sides_multiple(self, autoencoder_patch: int) -> int:
+        """What height and width of content frames must be divisible by."""
+        return lcm(self.content_patch, self.patch * autoencoder_patch)
 
     def forward(
         self,

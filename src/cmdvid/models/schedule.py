@@ -60,6 +60,7 @@ def follow(trained: Any, wanted: Any) -> SchedulerMixin:
         raise ValueError(
             f"{name} sets {', '.join(fixed)}, which the model was trained with; leave it out"
         )
+    # named, for from_config would take defaults of the wanted class for those of the trained one
     kept = {key: trained.config[key] for key in TRAINED if key in trained.config}
     scheduler = type(wanted).from_config(trained.config, **kept, **given)
     levels = signal_levels(trained), signal_levels(scheduler)

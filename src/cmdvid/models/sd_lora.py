@@ -17,6 +17,31 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
     leave a pipeline that is half loaded.
     """
 
+    def load_lora_weights(
+        self, source: Any, adapter_name: str | None = None, hotswap: bool = False, **kwargs: Any
+    ) -> None:
+        """Add a LoRA of Stable Diffusion; one of the content model's own training is merged first.
+
+        Args:
+            source: File (.safetensors), folder, hub id or state dict; of peft's names, diffusers',
+                or those of kohya's scripts.
+            adapter_name: Name to tell several apart by.
+            hotswap: Replace the weights of the adapter of that name.
+            kwargs: What diffusers' ``lora_state_dict`` takes, such as weight_name.
+
+        Raises:
+            ValueError: If the content model is not Stable Diffusion's U-Net.
+        """
+        pipe: Any = self
+        if pipe.unet is None:
+            name = type(pipe.content_denoiser).__name__
+            raise ValueError(
+                f"the content denoiser is a {name}; a LoRA needs a StableDiffusionUNet"
+            )
+        pipe.content_denoiser.merge_lora()
+        safe = {"use_safetensors": True} | kwargs
+        super().load_lora_weights(source, adapter_name, hotswap, **safe)
+
     @classmethod
     def load_lora_into_text_encoder(
         cls, state_dict: dict[str, Any], *args: Any, **kwargs: Any

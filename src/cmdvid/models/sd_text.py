@@ -5,17 +5,18 @@ folder holds all that the content model needs; the motion model's pooled embeddi
 tower and its trained projection (TextConditioner).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from cmdvid.models.frozen import CutNotice, FrozenTower, distinct, in_dtype, refuse_variant
+from cmdvid.models.captions import CutNotice, distinct, only_captions
+from cmdvid.models.frozen import FrozenTower, in_dtype, refuse_variant
 from cmdvid.models.sd_folder import load_part, locate, on_meta
 from cmdvid.types import Condition
 
@@ -28,6 +29,8 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
     Args:
         model: Folder or hub id of the whole model.
     """
+
+    null = ""
 
     @register_to_config
     def __init__(self, model: str):
@@ -62,22 +65,9 @@ class StableDiffusionText(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If class indices are given.
         """
-        if isinstance(condition, Tensor):
-            raise ValueError(
-                "a StableDiffusionText takes captions, got class indices; it cannot be the "
-                "conditioner of labelled data"
-            )
-        captions, index = distinct(condition)
+        captions, index = distinct(only_captions(condition, reader=type(self).__name__))
         tokens = self._tokens(captions).to(self.device)
         return self.text_encoder(tokens).last_hidden_state[index]
-
-    def nullify(self, condition: Sequence[str], where: Bool[Tensor, " b"]) -> list[str]:
-        """Replace the chosen captions by the empty one."""
-        return ["" if w else caption for caption, w in zip(condition, where.tolist(), strict=True)]
-
-    def null(self, num: int) -> list[str]:
-        """``num`` null conditions."""
-        return [""] * num
 
     def _tokens(self, captions: list[str]) -> Tensor:
         length = self.tokenizer.model_max_length

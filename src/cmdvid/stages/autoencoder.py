@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
-from cmdvid.data.datamodule import to_float
+from cmdvid.data.datamodule import VideoDataModule, to_float
 from cmdvid.losses import LatentMoments, psnr
 from cmdvid.models.autoencoder import Autoencoder, content_frame
 from cmdvid.models.codecs import PixelCodec
-from cmdvid.stages.networks import describe
+from cmdvid.stages.networks import describe, refuse_other_codec
 from cmdvid.stages.noise import seed_batch
 from cmdvid.stages.optimization import clip, configure
+from cmdvid.stages.sizes import check_sides
 from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch, PromptBatch, VideoLatent
 
 
@@ -50,6 +51,12 @@ class AutoencoderStage(LightningModule):
         self.codec: Any = (codec or PixelCodec()).requires_grad_(False)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.statistics_clips = statistics_clips
+
+    def setup(self, stage: str) -> None:
+        """Refuse, before anything is read, clips of a size that cannot be encoded."""
+        data = cast(Any, self.trainer).datamodule
+        if isinstance(data, VideoDataModule) and (spec := data.spec_for(stage)):
+            check_sides(spec, codec=self.codec, autoencoder=self.autoencoder)
 
     def training_step(self, batch: ClipBatch) -> Tensor:
         """Mean squared error between frames and their reconstruction."""
@@ -129,6 +136,14 @@ class AutoencoderStage(LightningModule):
             for name in ("autoencoder", "codec")
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the frames of another codec than those that the checkpoint was trained on.
+
+        Raises:
+            ValueError: If the codecs differ; names both.
+        """
+        refuse_other_codec(self.codec, checkpoint["networks"]["codec"])
+
     def configure_optimizers(self) -> Any:
         return configure(
             self.autoencoder,
@@ -180,10 +195,14 @@ class AutoencoderStage(LightningModule):
             sampler.set_epoch(sampler.epoch + 1)
         share = -(-self.statistics_clips // self.trainer.world_size)
         self.autoencoder.eval()
+        # in the precision of training, in which `encode` encodes too
+        precision = self.trainer.precision_plugin.val_step_context
         with tqdm(total=share, desc="measuring latents", disable=self.global_rank > 0) as bar:
             for batch in loader:
                 moved = to_float(self.transfer_batch_to_device(batch, self.device, 0))
-                moments.update(self.autoencoder.encode(self._frames(moved)))
+                with precision():
+                    latent = self.autoencoder.encode(self._frames(moved))
+                moments.update(latent)
                 bar.update(len(moved.clip))
                 if bar.n >= share:
                     break

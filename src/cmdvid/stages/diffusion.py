@@ -13,6 +13,7 @@ from cmdvid.stages.latents import LatentSource
 from cmdvid.stages.networks import describe
 from cmdvid.stages.noise import sample_generators, seed_batch
 from cmdvid.stages.optimization import clip, configure
+from cmdvid.stages.sizes import check_sides
 from cmdvid.types import ClipBatch, Condition, LatentBatch, VideoLatent
 
 
@@ -81,10 +82,14 @@ class DiffusionStage(LightningModule):
         return latent._replace(**{self.part: sample})
 
     def setup(self, stage: str) -> None:
-        """Refuse cached latents of another autoencoder, if the verb reads any."""
+        """Refuse cached latents of another autoencoder, and clips of a size that does not fit."""
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, VideoDataModule):
             self.latents.check(data.latents_for(stage))
+            if spec := data.spec_for(stage):
+                frozen = self.latents.frozen
+                networks = {"autoencoder": frozen.autoencoder, "denoiser": self.diffusion.denoiser}
+                check_sides(spec, codec=frozen.codec, **networks)
 
     def on_train_start(self) -> None:
         """Remember the run's seed, before batches seed their own."""

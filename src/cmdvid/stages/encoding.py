@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from cmdvid.data.datamodule import VideoDataModule
 from cmdvid.data.latents import LatentWriter, write_manifest
 from cmdvid.stages.networks import FrozenAutoencoder
+from cmdvid.stages.sizes import check_sides
 from cmdvid.types import ClipBatch, LatentBatch
 
 SPLITS = ("train", "val")
@@ -24,6 +25,11 @@ class EncodingStage(LightningModule):
     def __init__(self, frozen: FrozenAutoencoder):
         super().__init__()
         self.frozen = frozen
+
+    def setup(self, stage: str) -> None:
+        """Refuse clips that cannot be encoded, before older latents are removed."""
+        spec = cast(Any, self.trainer).datamodule.spec
+        check_sides(spec, codec=self.frozen.codec, autoencoder=self.frozen.autoencoder)
 
     def predict_step(self, batch: ClipBatch) -> LatentBatch:
         """Encode a batch."""

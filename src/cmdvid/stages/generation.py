@@ -65,11 +65,12 @@ class GenerationStage(LightningModule):
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
         steps = num_inference_steps if motion_inference_steps is None else motion_inference_steps
+        scale = guidance_scale if motion_guidance_scale is None else motion_guidance_scale
         self.sampling: dict[str, Any] = {
             "num_inference_steps": num_inference_steps,
             "motion_inference_steps": steps,
             "guidance_scale": guidance_scale,
-            "motion_guidance_scale": motion_guidance_scale,
+            "motion_guidance_scale": scale,
             "negative_prompt": negative_prompt,
         }
         self.scheduler = scheduler

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.models.codecs import decode_content, decode_latent, encode_clip
-from cmdvid.models.sd_codec import StableDiffusionCodec
+from cmdvid.models.sd_codec import StableDiffusionCodec, check_codec
 from cmdvid.types import VideoLatent
 
 
@@ -22,17 +22,38 @@ def describe(*, prefix: str, network: Any) -> dict[str, Any]:
     Raises:
         ValueError: If it is a codec of a VAE that no file is known of.
     """
-    cls = type(network)
     if isinstance(network, StableDiffusionCodec) and network.config["model"] is None:
         raise ValueError(
             "the codec was made of a VAE in memory (vae=...), but a checkpoint names its folder: "
             "save_pretrained it, and make the codec of that folder (model=...)"
         )
     return {
-        "class_path": f"{cls.__module__}.{cls.__qualname__}",
+        "class_path": _class_path(network),
         "config": {k: v for k, v in network.config.items() if not k.startswith("_")},
         "prefix": prefix,
     }
+
+
+def refuse_other_codec(codec: Any, entry: Mapping[str, Any]) -> None:
+    """See that a codec makes the frames that a checkpoint's autoencoder has learned.
+
+    Args:
+        codec: The codec at hand.
+        entry: What :func:`describe` said of the checkpoint's.
+
+    Raises:
+        ValueError: If it is another one; names both.
+    """
+    ours, theirs = (path.rpartition(".")[2] for path in (_class_path(codec), entry["class_path"]))
+    if ours != theirs:
+        raise ValueError(
+            f"the checkpoint was trained on the frames of a {theirs}, but the codec is a {ours}: "
+            "correct codec, or train the autoencoder anew"
+        )
+    if isinstance(codec, StableDiffusionCodec):
+        here, there = codec.config["model"], entry["config"].get("model")
+        source = f"codec {here} (the checkpoint names {there})"
+        check_codec(codec, entry["config"].get("made_by"), source=source)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -81,6 +102,10 @@ def load_network(checkpoint: Mapping[str, Any], name: str, *, source: str | Path
         network.load_state_dict({k[len(prefix) :]: v for k, v in weights if k.startswith(prefix)})
         network.requires_grad_(False).eval()
     return network
+
+
+def _class_path(network: Any) -> str:
+    return f"{type(network).__module__}.{type(network).__qualname__}"
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -1,0 +1,22 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+
+from cmdvid.models.schedule import follow
+
+
+def test_the_noise_of_training_beats_the_defaults_of_another_class():
+    """Betas that training left at DDIM's defaults are not those of LCM."""
+    trained = DDIMScheduler(prediction_type="v_prediction")
+    assert LCMScheduler().config.beta_start != trained.config.beta_start
+    scheduler = follow(trained, LCMScheduler(original_inference_steps=20))
+    torch.testing.assert_close(scheduler.alphas_cumprod, trained.alphas_cumprod)
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert scheduler.config.original_inference_steps == 20
+
+
+def test_what_cannot_follow_is_refused():
+    with pytest.raises(ValueError, match="LCMScheduler sets beta_end, which the model was trained"):
+        follow(DDIMScheduler(), LCMScheduler(beta_end=0.03))
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no alphas_cumprod"):
+        follow(DDIMScheduler(), FlowMatchEulerDiscreteScheduler())
