@@ -14,14 +14,15 @@ from cmdvid.data.mapped_table import TableWriter
 from cmdvid.data.tables import clean_caption, csv_rows
 
 YOUNG = 2_000_000_000  # ns: what is this new may change again without a new time of change
-Keys = UInt64[np.ndarray, " n"]
 
 
 class _Present(NamedTuple):
     """The videos that are there."""
 
-    names: Keys  # of their paths
-    files: Keys  # of what the paths lead to: another file, if the path is a link
+    names: UInt64[np.ndarray, " files"]  # keys of their paths
+    files: UInt64[
+        np.ndarray, " files"
+    ]  # keys of what the paths lead to: another file, if the path is a link
     folders: dict[str, int]  # when each folder was changed
 
 
@@ -87,14 +88,21 @@ def _list(folder: Path) -> list[os.DirEntry[str]]:
     """The mp4 files of a folder; none if it is not there."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if entry.name.endswith(".mp4") and entry.is_file()]
+            return [entry for entry in entries if entry.name.endswith(".mp4") and _is_file(entry)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise ValueError(f"{folder}: the folder cannot be read ({error.strerror})") from error
 
 
-def _find(keys: Keys, present: _Present) -> tuple[Bool[np.ndarray, " n"], Keys]:
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry leads to a file; only links are looked at, for they may lead nowhere."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
+def _find(
+    keys: UInt64[np.ndarray, " rows"], present: _Present
+) -> tuple[Bool[np.ndarray, " rows"], UInt64[np.ndarray, " kept"]]:
     """Which rows have a file, and the keys of these files."""
     if not len(present.names):
         return np.zeros(len(keys), np.bool_), keys[:0]
