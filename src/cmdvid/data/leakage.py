@@ -19,7 +19,9 @@ def refuse_leakage(train: Any, others: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If one shares a video with ``train``; it says how many and names the first.
     """
-    seen = _keys(train) if others else None
+    if not others:
+        return
+    seen = _keys(train)
     for name, index in others.items():
         shared = np.flatnonzero(np.isin(_keys(index), seen))
         if not len(shared):

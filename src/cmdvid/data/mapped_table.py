@@ -139,8 +139,8 @@ class TableWriter:
             facts: The facts that the writer does not know itself.
         """
         ends = np.frombuffer(self._ends, "<i8")
-        spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)[kept]
-        self._digest.update(spans.tobytes())
+        spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)[kept].tobytes()
+        self._digest.update(spans)
         all_facts = TableFacts(
             num_rows=len(keys),
             num_bare=int((np.frombuffer(self._bare, np.bool_) & kept).sum()),
@@ -150,5 +150,5 @@ class TableWriter:
         )
         text = json.dumps(all_facts._asdict()).encode()
         self.file.write(bytes(-self.file.tell() % 8))
-        for part in (spans, keys, text, TAIL.pack(len(text), MAGIC)):
+        for part in (spans, keys.tobytes(), text, TAIL.pack(len(text), MAGIC)):
             self.file.write(part)

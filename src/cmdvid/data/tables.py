@@ -75,8 +75,8 @@ def csv_rows(path: Path, *columns: str) -> Iterator[tuple[str, ...]]:
         path.open("rb", buffering=0) as file,  # the layer above buffers, and then calls `read`
         tqdm.wrapattr(file, "read", total=size, desc=path.name, delay=2) as counted,
     ):
-        text = io.TextIOWrapper(counted, encoding="utf-8-sig", errors="replace", newline="")
-        rows = csv.reader(text)
+        form = {"encoding": "utf-8-sig", "errors": "replace", "newline": ""}
+        rows = csv.reader(io.TextIOWrapper(counted, **form))  # type: ignore[arg-type]
         try:
             next(rows)
             for row in rows:
