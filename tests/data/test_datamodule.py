@@ -168,6 +168,7 @@ def test_overfitting_one_batch_works(folder):
 def test_the_command_line_builds_it_and_checkpoints_hold_plain_settings(folder, tmp_path):
     args = [
         *["fit", "--data.train=VideoFolder", f"--data.train.root={folder}"],
+        "--data.train.classes=[right, left]",
         *["--data.spec.num_frames=4", "--data.spec.image_size=[16, 24]"],
         *["--data.batch_size=2", "--data.num_workers=0"],
         *["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.max_steps=1"],
@@ -179,7 +180,7 @@ def test_the_command_line_builds_it_and_checkpoints_hold_plain_settings(folder, 
     assert len(cli.model.trained) == 1
     saved = torch.load(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)
     settings = saved["datamodule_hyper_parameters"]
-    assert settings["train"]["init_args"] == {"root": str(folder), "classes": None}
+    assert settings["train"]["init_args"] == {"root": str(folder), "classes": ["right", "left"]}
     assert settings["spec"]["num_frames"] == 4
     with pytest.raises(SystemExit):
         LightningCLI(

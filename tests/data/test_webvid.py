@@ -275,7 +275,7 @@ def test_processes_at_once_make_one_whole_table_and_a_killed_one_none(tmp_path):
 
 def table_of_part(root):
     """Wait until a process has begun to write a table."""
-    for _ in range(2000):
+    for _ in range(12_000):
         if found := list((root / ".cmdvid").glob("*.part")):
             return found[0]
         time.sleep(0.005)

@@ -105,7 +105,8 @@ class VideoDataModule(LightningDataModule):
             raise ValueError("fit needs data.train, an index of videos, or data.latents")
         if stage in ("fit", "test") and self.train is not None and not self.allow_leakage:
             tests = {f"test.{name}": index for name, index in (self.test or {}).items()}
-            refuse_leakage(self.train, ({"val": self.val} if self.val else {}) | tests)
+            others = ({} if self.val is None else {"val": self.val}) | tests
+            refuse_leakage(self.train, others)
         if stage == "test" and self.test:
             return
         if stage in ("validate", "test") and not have_val:

@@ -114,7 +114,7 @@ def _webvid(tables: list[Path]) -> list[WebVid]:
 
 
 def _is_webvid(path: Path) -> bool:
-    return set(read_header(path)) >= WEBVID_COLUMNS
+    return path.is_file() and set(read_header(path)) >= WEBVID_COLUMNS
 
 
 def _caption(label: int | str, classes: list[str] | None) -> str:

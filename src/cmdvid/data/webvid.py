@@ -2,8 +2,8 @@
 
 A csv is read once into a MappedTable, ``.cmdvid/{csv name}-{hash}.table`` beside the csv or, where
 that folder is read-only, the same name in ``$XDG_CACHE_HOME/cmdvid`` (``~/.cache/cmdvid``). It is
-made anew when the csv, the root or a folder of videos was changed since: a folder's time of change
-tells of videos that came or went. Nothing else is kept of older tables.
+made anew when the csv or a folder of videos was changed since: a folder's time of change tells of
+videos that came or went. On a disk that keeps no such times, delete ``.cmdvid`` instead.
 """
 
 import hashlib
@@ -68,7 +68,8 @@ def _open_table(csv: Path, videos: Path, check_files: bool) -> MappedTable:
     """The table of a csv; a new one if there is none or it is out of date."""
     source = _source(csv, videos, check_files)
     words = [source["csv"], source["videos"], str(check_files)]
-    name = f"{csv.name}-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:12]}.table"
+    place = hashlib.sha256(os.fsencode("\0".join(words))).hexdigest()[:12]
+    name = f"{csv.name}-{place}.table"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "cmdvid")
     beside = csv.absolute().parent / ".cmdvid"
     for folder in (beside, cache):

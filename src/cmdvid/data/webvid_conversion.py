@@ -19,10 +19,8 @@ YOUNG = 2_000_000_000  # ns: what is this new may change again without a new tim
 class _Present(NamedTuple):
     """The videos that are there."""
 
-    names: UInt64[np.ndarray, " files"]  # keys of their paths
-    files: UInt64[
-        np.ndarray, " files"
-    ]  # keys of what the paths lead to: another file, if the path is a link
+    names: UInt64[np.ndarray, " n"]  # keys of their paths
+    files: UInt64[np.ndarray, " n"]  # keys of what the paths lead to, if they are links
     folders: dict[str, int]  # when each folder was changed
 
 
@@ -40,11 +38,13 @@ def convert(csv: Path, file: BinaryIO, *, videos: Path, source: dict[str, Any]) 
     """
     writer = TableWriter(file)
     real: dict[str, str] = {}  # folders of videos, links followed
-    strange: list[str] = []
+    strange: list[str] = []  # names that break the rule; the first of them
+    num_strange = 0
     for video_id, page_dir, said in csv_rows(csv, "videoid", "page_dir", "name"):
         name = f"{page_dir}/{video_id}.mp4" if page_dir else f"{video_id}.mp4"
         if not video_id or not stays_inside(name):
-            strange.append(name)
+            num_strange += 1
+            strange += [name] if num_strange <= NUM_SHOWN else []
             continue
         folder, _, file_name = name.rpartition("/")
         if folder not in real:
@@ -56,9 +56,9 @@ def convert(csv: Path, file: BinaryIO, *, videos: Path, source: dict[str, Any]) 
         kept, keys = _find(keys, present)
         folders = present.folders
     absent = np.flatnonzero(~kept)
-    missing = [*strange[:NUM_SHOWN], *(writer.name(int(row)) for row in absent[:NUM_SHOWN])]
+    missing = [*strange, *(writer.name(int(row)) for row in absent[:NUM_SHOWN])]
     missing = [tried(videos, name) for name in missing[:NUM_SHOWN]]
-    num_missing = len(strange) + len(absent)
+    num_missing = num_strange + len(absent)
     if not len(keys):
         report_missing(csv, missing, num_missing, 0)
     writer.finish(
