@@ -99,7 +99,7 @@ class VideoDataModule(LightningDataModule):
             raise ValueError(f"encode needs data.{split}, an index of videos")
 
     def setup(self, stage: str) -> None:
-        """Check that the indexes which this verb reads are given."""
+        """Check that the indexes which this verb reads are given, and share no video."""
         have_val = self.val is not None or self.latents is not None
         if stage == "fit" and self.train is None and self.latents is None:
             raise ValueError("fit needs data.train, an index of videos, or data.latents")
