@@ -95,7 +95,7 @@ class ClipDataset(Dataset[ClipBatch]):
         for row in self._candidates(i, rng):
             entry = self.index[row]
             try:
-                clip = read_clip(entry.path, self.spec, position)
+                clip = read_clip(entry.path, self.spec, position, entry.part)
             except VideoError as error:
                 if self.strict:
                     raise
@@ -126,19 +126,20 @@ class ClipDataset(Dataset[ClipBatch]):
 
     def _all_unusable(self) -> str:
         """Say what is wrong with an index without a usable file, by its first rows."""
-        paths = [self.index[row].path for row in range(min(3, self.num_files))]
-        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-        reasons = "".join(f"\n  {_reason(path, self.spec)}" for path in paths)
+        entries = [self.index[row] for row in range(min(3, self.num_files))]
+        files = [entry.part.url if entry.part else os.path.abspath(entry.path) for entry in entries]
+        folder = os.path.commonpath([os.path.dirname(file) for file in files])
+        reasons = "".join(f"\n  {_reason(entry, self.spec)}" for entry in entries)
         return f"{folder}: none of {self.num_files} videos can give a clip; the first:{reasons}"
 
 
-def _reason(path: str, spec: ClipSpec) -> str:
+def _reason(entry: VideoEntry, spec: ClipSpec) -> str:
     """Why a file gives no clip."""
     try:
-        read_clip(path, spec)
+        read_clip(entry.path, spec, part=entry.part)
     except VideoError as error:
         return str(error)
-    return f"{path}: could not be read before, but can now"
+    return f"{entry.path}: could not be read before, but can now"
 
 
 class PromptDataset(Dataset[PromptBatch]):
