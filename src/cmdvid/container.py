@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
@@ -48,17 +49,19 @@ class Timetable(NamedTuple):
     seconds: list[float]
 
 
-def read_part(path: str, part: FilePart) -> bytes:
-    """Read a video that is a part of a larger file, on disk or wherever fsspec reaches.
+def read_video(path: str, part: FilePart | None = None) -> bytes:
+    """Read a whole video as it is stored, on disk or wherever fsspec reaches.
 
     Args:
-        path: Its name in messages.
-        part: Where it lies.
+        path: Its file; of a part of a larger file its name in messages.
+        part: Where it lies in a larger file.
 
     Raises:
         VideoError: If it cannot be read, or is shorter than foretold.
     """
     try:
+        if part is None:
+            return Path(path).read_bytes()
         storage, name = url_to_fs(part.url)
         data = storage.cat_file(name, start=part.offset, end=part.offset + part.size)
     except Exception as error:  # each kind of storage raises the errors of its own library

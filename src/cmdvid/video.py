@@ -25,7 +25,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmdvid.container import NEEDED, VideoError, list_frames, opened_video, read_part
+from cmdvid.container import NEEDED, VideoError, list_frames, opened_video, read_video
 from cmdvid.types import FilePart
 
 TICK = 1e-3  # seconds; the coarsest rounding of time stamps in common files is Matroska's
@@ -78,7 +78,7 @@ def read_clip(
         VideoError: If the file is missing, no video, damaged, or too short for the clip.
     """
     path = os.path.abspath(path) if part is None else str(path)
-    data = None if part is None else read_part(path, part)
+    data = None if part is None else read_video(path, part)
     frames: dict[int, Tensor] = {}
     with opened_video(path, data) as opened:
         stamps, keys, seconds = list_frames(*opened)
