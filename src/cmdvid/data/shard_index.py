@@ -78,17 +78,18 @@ def index_path(shard: ShardFile, folder: str | None = None) -> Path:
 
     Args:
         shard: The shard.
-        folder: Where to keep indexes; by default in ``.cmdvid-index`` beside the shard, or, where
-            one cannot write, in ``~/.cache/cmdvid/shards`` (or below ``XDG_CACHE_HOME``).
+        folder: Where to keep indexes. By default beside the shard in ``.cmdvid-index``, if that is
+            there or can be made, else in ``~/.cache/cmdvid/shards`` (or below ``XDG_CACHE_HOME``).
     """
     storage, path = url_to_fs(shard.url)
-    beside = Path(path).parent
-    if folder is None and isinstance(storage, LocalFileSystem) and os.access(beside, os.W_OK):
-        folder = str(beside / FOLDER)
+    where, beside = shard.url, Path(path).parent / FOLDER
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    state = "\n".join([VERSION, *map(str, shard)])
-    name = f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.safetensors"
-    return Path(folder or f"{cache}/cmdvid/shards") / name
+    parent = Path(folder or f"{cache}/cmdvid/shards")
+    local = folder is None and isinstance(storage, LocalFileSystem)
+    if local and (beside.is_dir() or os.access(beside.parent, os.W_OK)):
+        where, parent = Path(path).name, beside  # shards may be moved with what lies beside them
+    state = "\n".join([VERSION, where, str(shard.size), shard.stamp])
+    return parent / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.safetensors"
 
 
 def read_facts(path: Path) -> ShardFacts | None:
@@ -108,11 +109,20 @@ def read_index(path: Path) -> ShardIndex:
 
 
 def write_index(path: Path, index: ShardIndex, facts: ShardFacts) -> None:
-    """Keep an index, whole or not at all; processes may do it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Keep an index, whole or not at all; several processes may do it at once.
+
+    Raises:
+        ValueError: If one cannot write there.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.part")
-    save_file(index._asdict(), part, metadata={"facts": json.dumps(facts._asdict())})
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(index._asdict(), part, metadata={"facts": json.dumps(facts._asdict())})
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path.parent}: indexes of shards cannot be kept there ({error}); set index_folder"
+        ) from error
 
 
 def scan_shard(shard: ShardFile) -> tuple[ShardIndex, ShardFacts]:

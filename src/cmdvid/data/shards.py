@@ -40,7 +40,7 @@ class Shards(Dataset[VideoEntry]):
         window: Shards that are shuffled together; fewer keep reading more in sequence, more mix
             better. ``cmdvid prepare`` keeps the order of its index, where neighbours are alike.
         index_folder: Where to keep indexes; by default in ``.cmdvid-index`` beside the shards, or,
-            where one cannot write, below ``~/.cache/cmdvid``. They can be deleted at any time.
+            where one cannot write, in ``~/.cache/cmdvid/shards``. They may be deleted.
 
     Raises:
         ValueError: If there is no usable shard, or some hold captions and others classes.
