@@ -13,21 +13,21 @@ from cmdvid.reencode import reencode, video_info
 from cmdvid.video import ClipSpec, read_clip
 
 
-def write(path, num_frames=40, size=(96, 128), codec="libx264", pts=None, rotation=None):
+def write(path, num_frames=40, size=(96, 128), codec="libx264", pts=None):
     """A moving gradient whose brightness tells the frame, with few key frames."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(30000, 1001))
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.gop_size = 250
-        if pts:
-            stream.codec_context.time_base = Fraction(1, 1000)
+        base = Fraction(1, 1000) if pts else Fraction(1001, 30000)
+        stream.codec_context.time_base = base
         image = np.zeros((*size, 3), np.uint8)
         image[..., 0] = np.linspace(0, 80, size[1])
         image[: size[0] // 2, ..., 1] = 60
         for i in range(num_frames):
             frame = av.VideoFrame.from_ndarray(image + np.uint8(3 * i), format="rgb24")
             frame.pts = pts[i] if pts else i
-            frame.time_base = stream.codec_context.time_base
+            frame.time_base = base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -88,8 +89,10 @@ def _file(url: str) -> ShardFile | str:
 
 
 def _shard(url: str, info: dict[str, Any]) -> ShardFile:
-    stamp = next((str(info[name]) for name in STAMPS if info.get(name)), "")
-    return ShardFile(url, int(info["size"] or 0), stamp)
+    stamp = next((info[name] for name in STAMPS if info.get(name)), "")
+    if isinstance(stamp, datetime):  # some storages list a number, and look one up as this
+        stamp = stamp.timestamp()
+    return ShardFile(url, int(info["size"] or 0), str(stamp))
 
 
 def _reason(error: Exception) -> str:
