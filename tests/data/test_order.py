@@ -1,9 +1,14 @@
 """The order of an epoch is pure, whole, and stays within a few shards at a time."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
+import pytest
 import torch
 
-from cmdvid.data.order import ShardWindows, random_order
+from cmdvid.data.order import ShardWindows, check_same_size, random_order
 
 SIZES = np.array([5, 0, 9, 3, 7, 6, 1, 4])
 SHARDS = ShardWindows(SIZES, window=3)
@@ -47,3 +52,31 @@ def test_rows_of_a_window_are_mixed():
     shards = order.numpy() // 50
     assert len(set(shards[:20])) == 4
     assert np.abs(np.diff(order.numpy())).mean() > 40
+
+
+PROCESS = """
+import sys
+from torch import distributed
+from cmdvid.data.order import check_same_size
+
+rank, meeting = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+check_same_size(8)
+check_same_size(8 - rank)
+"""
+
+
+@pytest.mark.ddp
+def test_processes_with_other_numbers_of_rows_stop_together(tmp_path):
+    check_same_size(8)  # alone there is nothing to compare
+    command = [sys.executable, "-c", PROCESS]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), f"file://{tmp_path}/meeting"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]
+    for process in ranks:
+        assert b"ValueError: the processes found [8, 7] samples" in process.communicate()[1]

@@ -130,7 +130,11 @@ def test_a_killed_run_is_taken_up_again(folder, tmp_path):
     out = tmp_path / "shards"
     command = [sys.executable, "-m", "cmdvid", "prepare", "--out", str(out), "--num-workers=2"]
     command += ["--index=cmdvid.data.index.VideoFolder", f"--index.root={folder}"]
-    process = subprocess.Popen([*command, "--samples-per-shard=2"], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, "--samples-per-shard=2"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+    )
     try:
         deadline = time.monotonic() + 120
         while not (out / ".00002.tar.part").exists():

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
+from cmdvid.data.order import check_same_size
 from cmdvid.types import ClipBatch
 from cmdvid.video import ClipSpec
 
@@ -187,6 +188,7 @@ class VideoDataModule(LightningDataModule):
     def _loader(
         self, dataset: ClipDataset | LatentDataset | PromptDataset, *, train: bool = False
     ) -> DataLoader:
+        check_same_size(len(dataset))
         trainer = self.trainer
         epoch, num_batches = self._progress(len(dataset)) if train else (0, 0)
         sampler = ClipSampler(

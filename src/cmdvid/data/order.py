@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 class ShardWindows(NamedTuple):
@@ -49,3 +49,20 @@ def random_order(
         order[filled : filled + len(rows)] = rng.permutation(rows)
         filled += len(rows)
     return torch.from_numpy(order)
+
+
+def check_same_size(size: int) -> None:
+    """See that all processes have as many rows, or some would wait for others for ever.
+
+    Raises:
+        ValueError: On all of them, if machines see other files, or one could not read a shard.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    sizes: list[int] = [0] * distributed.get_world_size()
+    distributed.all_gather_object(sizes, size)
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"the processes found {sizes} samples: give all of them the same files, and see in the "
+            "log which could not be read"
+        )
