@@ -170,6 +170,8 @@ def test_videos_are_made_small_through_the_command_line(folder, tmp_path, monkey
         assert 10 * torch.log10(255**2 / error.square().mean()) > 32
     with tarfile.open("shards/00000.tar") as tar:
         assert json.loads(members(tar)["000000003.json"])["width"] == 24
+    write_shards(index, "smaller", short_side=16, crf=40)  # of videos that lie in shards
+    assert [entry.condition for entry in Shards("smaller")] == [e.condition for e in files]
 
 
 def test_other_settings_and_other_videos_need_another_folder(folder, tmp_path):

@@ -45,7 +45,7 @@ def random_order(
     order, filled = np.empty(size, np.int64), 0  # 80 MB for ten million rows
     for first in range(0, len(turns), shards.window):
         window = turns[first : first + shards.window]
-        rows = np.concatenate([np.arange(starts[s], starts[s] + shards.sizes[s]) for s in window])
+        rows = np.concatenate([starts[s] + np.arange(int(shards.sizes[s])) for s in window])
         order[filled : filled + len(rows)] = rng.permutation(rows)
         filled += len(rows)
     return torch.from_numpy(order)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from fsspec.core import url_to_fs
@@ -132,10 +132,12 @@ def scan_shard(shard: ShardFile) -> tuple[ShardIndex, ShardFacts]:
         OSError: If it cannot be opened; far storages raise errors of their own.
     """
     storage, path = url_to_fs(shard.url)
-    options = {} if isinstance(storage, LocalFileSystem) else {"block_size": BLOCK}
+    local = isinstance(storage, LocalFileSystem)
+    options: dict[str, Any] = {} if local else {"block_size": BLOCK}
     samples: dict[str, _Sample] = {}
     key, damage = "", ""
-    with storage.open(path, "rb", **options) as file:
+    with storage.open(path, "rb", **options) as opened:
+        file = cast(BinaryIO, opened)
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
@@ -159,7 +161,7 @@ def _split(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}", suffix.lower()
 
 
-def _note(sample: _Sample, suffix: str, member: tarfile.TarInfo, file: Any) -> None:
+def _note(sample: _Sample, suffix: str, member: tarfile.TarInfo, file: BinaryIO) -> None:
     """Add one member to what is known of its sample."""
     if f".{suffix.rpartition('.')[2]}" in VIDEO_SUFFIXES:
         if sample.video is not None:
