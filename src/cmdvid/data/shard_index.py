@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import get_ident
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from fsspec.core import url_to_fs
@@ -137,7 +137,7 @@ def scan_shard(shard: ShardFile) -> tuple[ShardIndex, ShardFacts]:
     samples: dict[str, _Sample] = {}
     key, damage = "", ""
     with storage.open(path, "rb", **options) as opened:
-        file = cast(BinaryIO, opened)
+        file: Any = opened  # what each kind of storage opens has its own type
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
@@ -161,7 +161,7 @@ def _split(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}", suffix.lower()
 
 
-def _note(sample: _Sample, suffix: str, member: tarfile.TarInfo, file: BinaryIO) -> None:
+def _note(sample: _Sample, suffix: str, member: tarfile.TarInfo, file: Any) -> None:
     """Add one member to what is known of its sample."""
     if f".{suffix.rpartition('.')[2]}" in VIDEO_SUFFIXES:
         if sample.video is not None:
