@@ -9,7 +9,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "cmdvid"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (  # a row imports only from rows above it
     {"types"},
-    {"video", "sheet", "losses", "metrics"},
+    {"container"},
+    {"video", "reencode", "sheet", "losses", "metrics"},
     {"models", "data"},
     {"evaluation"},
     {"request", "pipeline", "stages", "callbacks", "export"},
@@ -31,7 +32,7 @@ ONLY = {
         "settings",
         "cli",
     },
-    "av": {"video"},
+    "av": {"container", "video", "reencode"},
     "jsonargparse": {"profile_command", "settings", "cli", "__main__"},
 }
 

@@ -68,6 +68,16 @@ VERBS = {
   --data.KEY, --trainer.KEY VALUE
                          change a setting of all of them, e.g. --data.batch_size 2""",
     ),
+    "prepare": (
+        "Pack videos into tar shards, as they are or made quick to read.",
+        """\
+  --index CLASS, --index.KEY VALUE
+                         the videos, e.g. --index cmdvid.data.index.VideoFolder --index.root DIR
+  --out DIR              where the shards go; run again to write those that are missing
+  --short-side N         write videos anew, this small, with key frames close together
+  --samples-per-shard N  (default: 1000)
+  --num-workers N        videos worked on at a time (default: as many as processors)""",
+    ),
     "shapes": (
         "Write the procedural data set: mp4 files and a csv of captions.",
         """\
@@ -83,6 +93,7 @@ VERBS = {
 MODULES = {"profile": "cmdvid.profile_command"}  # whose main reads its own options
 FUNCTIONS = {  # verbs that are a function and need no Lightning
     "export": ("cmdvid.export", "export_pipeline"),
+    "prepare": ("cmdvid.data.prepare", "write_shards"),
     "shapes": ("cmdvid.data.shapes", "write_shapes"),
 }
 

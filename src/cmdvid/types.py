@@ -14,11 +14,20 @@ Condition: TypeAlias = Int[Tensor, " b"] | Sequence[str]
 """Class indices, or captions; the empty caption is the null condition."""
 
 
+class FilePart(NamedTuple):
+    """Some bytes of a larger file: a video in a shard."""
+
+    url: str  # a path, or a URL that fsspec opens
+    offset: int
+    size: int
+
+
 class VideoEntry(NamedTuple):
     """One row of an index: a video file and what is known of it."""
 
-    path: str
+    path: str  # of the file; of a part its name in messages
     condition: int | str  # class index, or caption
+    part: FilePart | None = None  # where the video lies, unless it is a file of its own
 
 
 class ClipBatch(NamedTuple):

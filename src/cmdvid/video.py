@@ -1,4 +1,4 @@
-"""Video files to clips and back: the only module that imports PyAV.
+"""Video files to clips and back, with PyAV.
 
 To read a clip: list the time stamps of all packets (no decoding), choose the frames of the window,
 seek to the key frame before it, decode from there. Stamps lie in some real files (UCF-101 holds
@@ -8,19 +8,16 @@ frame must carry the stamp foretold, or else frames are counted from the start o
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import av
 import torch
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from einops import rearrange
@@ -28,19 +25,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_PIXELS = 2**26  # 67 megapixels, twice 8K: a larger frame is a mistake or an attack
+from cmdvid.container import NEEDED, VideoError, list_frames, opened_video, read_video
+from cmdvid.types import FilePart
+
 TICK = 1e-3  # seconds; the coarsest rounding of time stamps in common files is Matroska's
-NEEDED = "check the file, or set a shorter clip (spec.num_frames, spec.stride, spec.fps)"
-NOT_VIDEO = {
-    b"version https://git-lfs": "a Git LFS pointer, not a video; run `git lfs pull`",
-    b"<": "an HTML or XML page, not a video; download it again",
-    b"#EXTM3U": "a playlist, not a video",  # FFmpeg would open what it names
-    b"ffconcat": "a playlist, not a video",
-}
-
-
-class VideoError(ValueError):
-    """This file cannot give a clip; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +59,9 @@ class ClipSpec:
             )
 
 
-def read_clip(path: str | Path, spec: ClipSpec, position: float = 0.5) -> UInt8[Tensor, "3 l h w"]:
+def read_clip(
+    path: str | Path, spec: ClipSpec, position: float = 0.5, part: FilePart | None = None
+) -> UInt8[Tensor, "3 l h w"]:
     """Cut one clip from a video file, as RGB in [0, 255].
 
     Frames are upright (rotations by quarter turns are applied). Of several video streams the first
@@ -82,26 +72,27 @@ def read_clip(path: str | Path, spec: ClipSpec, position: float = 0.5) -> UInt8[
         path: A video file in any format that FFmpeg knows.
         spec: Number of frames, their size and their distance.
         position: Start of the window among the possible ones: 0 the first, 1 the last.
+        part: Where the video lies in a larger file; ``path`` is its name in messages then.
 
     Raises:
         VideoError: If the file is missing, no video, damaged, or too short for the clip.
     """
-    path = os.path.abspath(path)  # absolute, so a name like "a:b.mp4" is no protocol to FFmpeg
-    _sniff(path)
+    path = os.path.abspath(path) if part is None else str(path)
+    data = None if part is None else read_video(path, part)
     frames: dict[int, Tensor] = {}
-    with _opened(path) as opened:
-        stamps, keys, seconds = _timetable(*opened)
+    with opened_video(path, data) as opened:
+        stamps, keys, seconds = list_frames(*opened)
         wanted = _window(path, seconds, spec, position)
         start = max((k for k in keys if k <= wanted[0]), default=0)
         for seek in keys.get(start, ()):
             if len(frames) < len(set(wanted)):
                 frames, _ = _decode(opened, wanted, spec.image_size, stamps, start, seek)
     if len(frames) < len(set(wanted)):  # no stamps, false ones, or damage: count frames instead
-        with _opened(path) as opened:
+        with opened_video(path, data) as opened:
             frames, decoded = _decode(opened, wanted, spec.image_size)
         if decoded <= wanted[-1]:  # fewer frames decode than the file has packets
             wanted = _window(path, seconds[:decoded], spec, position)
-            with _opened(path) as opened:
+            with opened_video(path, data) as opened:
                 frames, _ = _decode(opened, wanted, spec.image_size)
     if len(frames) < len(set(wanted)):
         raise VideoError(f"{path}: changed while it was read")
@@ -154,80 +145,6 @@ def resize_and_crop(
         frames = flat.reshape(*frames.shape[:-2], *scaled)
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
     return frames[..., top : top + height, left : left + width]
-
-
-def _sniff(path: str) -> None:
-    """Refuse what is no video by its first bytes, with a reason that helps more than FFmpeg's."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
-    if not head:
-        raise VideoError(f"{path}: the file is empty (0 bytes)")
-    for start, reason in NOT_VIDEO.items():
-        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(start):
-            raise VideoError(f"{path}: {reason}")
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and its first video stream; all that FFmpeg raises becomes a VideoError."""
-    try:
-        with av.open(path, **_any_text(av.__version__)) as container:
-            yield container, _video_stream(path, container)
-    except VideoError:
-        raise
-    except (FFmpegError, OSError, ValueError) as error:  # ValueError: an unknown pixel format
-        reason = getattr(error, "strerror", None) or error
-        raise VideoError(f"{path}: cannot be read as video ({reason}); {NEEDED}") from error
-
-
-def _any_text(version: str) -> dict[str, Any]:
-    """What lets this PyAV open files whose titles are not UTF-8; from 19 on nothing is needed."""
-    return {"metadata_errors": "ignore"} if int(version.split(".")[0]) < 19 else {}
-
-
-def _video_stream(path: str, container: InputContainer) -> VideoStream:
-    """The first video stream that is not a cover picture."""
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        found = ", ".join(s.type for s in container.streams) or "nothing"
-        raise VideoError(f"{path}: no video stream (found: {found})")
-    stream = streams[0]
-    if stream.codec_context is None:
-        raise VideoError(f"{path}: no decoder for its video")
-    if stream.width * stream.height > MAX_PIXELS:
-        raise VideoError(f"{path}: frames of {stream.width}x{stream.height} pixels are too large")
-    stream.thread_type = "NONE"  # loader workers already use all cores
-    return stream
-
-
-def _timetable(
-    container: InputContainer, stream: VideoStream
-) -> tuple[list[int], dict[int, tuple[int, ...]], list[float]]:
-    """List all frames in the order shown, without decoding; headers and mean rates are often wrong.
-
-    Returns:
-        Time stamps (none for raw streams); for each key frame's rank the stamps to seek to (mp4
-        and mkv know them by presentation time, avi and ts by decoding time); times in seconds.
-    """
-    packets = []
-    with suppress(FFmpegError):  # a cut-off file: what came before the cut may do
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                packets.append((packet.pts, packet.dts, packet.is_keyframe))  # noqa: PERF401
-    if not stream.time_base or any(pts is None for pts, _, _ in packets):
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        return [], {}, [rank / rate for rank in range(len(packets))]
-    packets.sort(key=itemgetter(0))
-    keys = {
-        rank: (pts, pts if dts is None else dts)
-        for rank, (pts, dts, is_key) in enumerate(packets)
-        if is_key
-    }
-    stamps = [pts for pts, _, _ in packets]
-    return stamps, keys, [float(pts * stream.time_base) for pts in stamps]
 
 
 def _window(path: str, seconds: Sequence[float], spec: ClipSpec, position: float) -> list[int]:

@@ -1,5 +1,7 @@
 """Small trees of real videos in the layouts that the indexes read."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,18 @@ def folder(tmp_path, make_video):
     for i in range(3):
         make_video(tmp_path / "videos" / "right" / f"{i}.mp4", 120 + 20 * i)
     return tmp_path / "videos"
+
+
+@pytest.fixture
+def write_tar():
+    """Write a tar of members by name: ``write_tar(path, {"a.mp4": b"..."})``."""
+
+    def write(path: Path, members: dict[str, bytes]) -> Path:
+        with tarfile.open(path, "w") as tar:
+            for name, data in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return path
+
+    return write

@@ -97,10 +97,10 @@ def test_samples_do_not_depend_on_workers_or_on_what_was_read_before(folder):
 def test_a_partly_damaged_file_gives_the_windows_that_it_can_whatever_was_read_before(
     folder, monkeypatch, caplog
 ):
-    def damaged_at_its_end(path, spec, position=0.5):
+    def damaged_at_its_end(path, spec, position=0.5, part=None):
         if path.endswith("left/1.mp4") and position > 0.5:
             raise VideoError(f"{path}: damaged")
-        return read_clip(path, spec, position)
+        return read_clip(path, spec, position, part)
 
     monkeypatch.setattr(dataset, "read_clip", damaged_at_its_end)
     index = VideoFolder(str(folder))

@@ -15,6 +15,7 @@ from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
 from cmdvid.data.leakage import refuse_leakage
+from cmdvid.data.order import check_same_size
 from cmdvid.types import ClipBatch
 from cmdvid.video import ClipSpec
 
@@ -200,6 +201,7 @@ class VideoDataModule(LightningDataModule):
     def _loader(
         self, dataset: ClipDataset | LatentDataset | PromptDataset, *, train: bool = False
     ) -> DataLoader:
+        check_same_size(len(dataset))
         trainer = self.trainer
         epoch, num_batches = self._progress(len(dataset)) if train else (0, 0)
         sampler = ClipSampler(

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from cmdvid.data.index import Prompts
+from cmdvid.data.order import ShardWindows, random_order
 from cmdvid.types import ClipBatch, PromptBatch, VideoEntry
 from cmdvid.video import ClipSpec, VideoError, read_clip
 
@@ -57,6 +58,7 @@ class ClipDataset(Dataset[ClipBatch]):
         self.num_missing: int = getattr(index, "num_missing", 0)
         # an index that names its files again and again does so in turn: row % num_files is a file
         self.num_files: int = getattr(index, "num_files", len(self))
+        self.shards: ShardWindows | None = getattr(index, "shards", None)
         if len(self) == 0:
             raise ValueError(f"{type(index).__name__} holds no video")
         if strict and self.num_missing:
@@ -95,7 +97,7 @@ class ClipDataset(Dataset[ClipBatch]):
         for row in self._candidates(i, rng):
             entry = self.index[row]
             try:
-                clip = read_clip(entry.path, self.spec, position)
+                clip = read_clip(entry.path, self.spec, position, entry.part)
             except VideoError as error:
                 if self.strict:
                     raise
@@ -126,19 +128,20 @@ class ClipDataset(Dataset[ClipBatch]):
 
     def _all_unusable(self) -> str:
         """Say what is wrong with an index without a usable file, by its first rows."""
-        paths = [self.index[row].path for row in range(min(3, self.num_files))]
-        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-        reasons = "".join(f"\n  {_reason(path, self.spec)}" for path in paths)
+        entries = [self.index[row] for row in range(min(3, self.num_files))]
+        files = [entry.part.url if entry.part else os.path.abspath(entry.path) for entry in entries]
+        folder = os.path.commonpath([os.path.dirname(file) for file in files])
+        reasons = "".join(f"\n  {_reason(entry, self.spec)}" for entry in entries)
         return f"{folder}: none of {self.num_files} videos can give a clip; the first:{reasons}"
 
 
-def _reason(path: str, spec: ClipSpec) -> str:
+def _reason(entry: VideoEntry, spec: ClipSpec) -> str:
     """Why a file gives no clip."""
     try:
-        read_clip(path, spec)
+        read_clip(entry.path, spec, part=entry.part)
     except VideoError as error:
         return str(error)
-    return f"{path}: could not be read before, but can now"
+    return f"{entry.path}: could not be read before, but can now"
 
 
 class PromptDataset(Dataset[PromptBatch]):
@@ -167,7 +170,7 @@ class ClipSampler(DistributedSampler):
     ``set_epoch`` on it.
 
     Args:
-        dataset: What is sampled; only its length is used.
+        dataset: What is sampled; only its length is used, and how its rows lie in shards, if any.
         shuffle: Another order each epoch; otherwise the given one.
         even: Give all ranks the same number by repeating some rows, as training needs. Otherwise
             each row comes once over all ranks (unless there are more ranks than rows).
@@ -200,6 +203,7 @@ class ClipSampler(DistributedSampler):
         if not self.even:
             self.num_samples = len(range(rank, size, world_size))
         self.size = size
+        self.shards: ShardWindows | None = getattr(dataset, "shards", None)
         self.epoch = self.first_epoch = epoch
         self.start, self.ahead = start, ahead
 
@@ -211,8 +215,7 @@ class ClipSampler(DistributedSampler):
         epoch = self.epoch  # of this pass, also if set_epoch announces the next one meanwhile
         order = torch.arange(self.size)
         if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            order = torch.randperm(self.size, generator=generator)
+            order = random_order(self.size, seed=self.seed, epoch=epoch, shards=self.shards)
         start = self.start if epoch == self.first_epoch else 0
         for n in range(start, self.num_samples):
             yield epoch, int(order[(self.rank + n * self.num_replicas) % self.size])

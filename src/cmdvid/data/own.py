@@ -73,7 +73,7 @@ class OwnVideos(Dataset[VideoEntry]):
         captions: dict[str, str] = {}  # by path: a video that two csv files list counts once
         for index in _indexes(folder):
             self.num_missing += index.num_missing
-            captions |= {path: _caption(label, index.classes) for path, label in index.entries}
+            captions |= {path: _caption(label, index.classes) for path, label, _ in index.entries}
         paths = _share(folder, list(captions), split=split, val_share=val_share)
         self.num_files = len(paths)
         count = max(len(paths), min_clips) if split == "train" else len(paths)
