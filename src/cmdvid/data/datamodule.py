@@ -1,8 +1,7 @@
 """One data module for every data set and stage: loaders, sharding, uint8 to float."""
 
 import logging
-import math
-import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
+from cmdvid.data.position import Position, begin, epochs_ahead, reached
 from cmdvid.types import ClipBatch
 from cmdvid.video import ClipSpec
 
@@ -78,6 +78,8 @@ class VideoDataModule(LightningDataModule):
         self.seed, self.flip, self.strict = seed, flip, strict
         self.split: str | None = None  # "train" or "val": what `encode` reads through predict
         self.clips: dict[str, ClipDataset] = {}  # in use, by name, to report bad files at the end
+        self.start: Position | None = None  # where training began to read, or will after a resume
+        self.sampler: ClipSampler | None = None  # of training
         # not to the logger, which refuses a name that the stage has too, with another value
         self.save_hyperparameters(logger=False)
         for name in ("train", "val", "predict", "test", "spec"):
@@ -155,6 +157,16 @@ class VideoDataModule(LightningDataModule):
         """Bring uint8 clips to float in [-1, 1], on the device."""
         return to_float(batch)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands in its data, for a checkpoint."""
+        if self.start is None or self.sampler is None:
+            return {}
+        return asdict(reached(self.trainer, self.start, self.sampler.epoch))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember where training stood; the loader of training, made later, goes on there."""
+        self.start = Position(**state_dict)
+
     def teardown(self, stage: str) -> None:
         """Show how many files gave no clip."""
         self._report()
@@ -188,7 +200,9 @@ class VideoDataModule(LightningDataModule):
         self, dataset: ClipDataset | LatentDataset | PromptDataset, *, train: bool = False
     ) -> DataLoader:
         trainer = self.trainer
-        epoch, num_batches = self._progress(len(dataset)) if train else (0, 0)
+        reader = trainer if train else None  # only training is resumed
+        sizes = {"size": len(dataset), "batch_size": self.batch_size}
+        start = begin(reader, self.start, **sizes)
         sampler = ClipSampler(
             dataset,
             shuffle=train,
@@ -197,10 +211,12 @@ class VideoDataModule(LightningDataModule):
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            epoch=epoch,
-            start=num_batches * self.batch_size,
-            ahead=max(0, trainer.current_epoch - epoch) if trainer and train else 0,
+            epoch=start.epoch,
+            start=start.samples,
+            ahead=epochs_ahead(reader, start),
         )
+        if train:
+            self.start, self.sampler = start, sampler
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -210,23 +226,6 @@ class VideoDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             drop_last=train,
         )
-
-    def _progress(self, size: int) -> tuple[int, int]:
-        """Epoch to read next and its batches already trained on: a resumed run goes on exactly.
-
-        Lightning itself starts such an epoch anew, and after a checkpoint at an epoch's end lets
-        the workers read the same epoch again. Needs the batch size and processes of before.
-        """
-        if self.trainer is None or not self.trainer.fit_loop.is_resuming:
-            return self.trainer.current_epoch if self.trainer else 0, 0
-        # its warning that this loader cannot be resumed would be wrong
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        total = math.ceil(size / self.trainer.world_size) // self.batch_size
-        limit = self.trainer.limit_train_batches
-        total = min(limit, total) if isinstance(limit, int) else int(limit * total)
-        epoch = self.trainer.fit_loop.epoch_progress.current.ready - 1  # the last one begun
-        return (epoch, done) if done < total else (epoch + 1, 0)
 
     def _report(self) -> None:
         """Log the files that gave no clip; each rank speaks of those that it met."""

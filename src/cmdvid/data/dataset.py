@@ -175,7 +175,7 @@ class ClipSampler(DistributedSampler):
         rank: This process.
         world_size: Number of processes.
         epoch: The first epoch, for workers start to read before Lightning calls ``set_epoch``.
-        start: Samples of this rank to leave out in that epoch: a resumed run had them.
+        start: Samples, of all ranks, to leave out in that epoch: a resumed run had them.
         ahead: Epochs that Lightning's count is ahead: it takes one that ``max_steps`` cut short
             for over, and a resumed run finishes it.
     """
@@ -214,5 +214,6 @@ class ClipSampler(DistributedSampler):
             generator = torch.Generator().manual_seed(self.seed + epoch)
             order = torch.randperm(self.size, generator=generator)
         start = self.start if epoch == self.first_epoch else 0
-        for n in range(start, self.num_samples):
-            yield epoch, int(order[(self.rank + n * self.num_replicas) % self.size])
+        left = math.ceil((self.size - start) / self.num_replicas) if start else self.num_samples
+        for n in range(left):
+            yield epoch, int(order[(start + self.rank + n * self.num_replicas) % self.size])

@@ -99,13 +99,22 @@ class AutoencoderStage(LightningModule):
         still = shown.content[:, :, None].expand_as(batch.clip)
         return {"real": batch.clip, "reconstruction": cast(Tensor, shown.clip), "content": still}
 
-    def on_train_start(self) -> None:
-        """Remember the run's seed; forget statistics that these steps will outdate."""
+    def setup(self, stage: str) -> None:
+        """Remember the run's seed, before batches seed their own."""
         self.run_seed = torch.initial_seed()
+
+    def on_train_start(self) -> None:
+        """Forget statistics that these steps will outdate."""
         self.autoencoder.get_buffer("measured").fill_(False)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Draw other noise on each process, and after a stop what would have come without it."""
+        seed_batch(self, self.run_seed, self.global_step, batch_idx)
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw the same noise at each validation, so that losses compare."""
         seed_batch(self, self.run_seed, batch_idx)
 
     def on_train_end(self) -> None:
@@ -176,18 +185,21 @@ class AutoencoderStage(LightningModule):
         moments = LatentMoments().to(self.device)
         loader = cast(Any, self.trainer.train_dataloader)
         sampler = getattr(loader, "sampler", None)
-        if isinstance(sampler, DistributedSampler):  # a resumed run's first epoch leaves clips out
-            sampler.set_epoch(sampler.epoch + 1)
+        if isinstance(sampler, DistributedSampler):
+            trained, sampler.epoch = sampler.epoch, STATISTICS_EPOCH
         share = -(-self.statistics_clips // self.trainer.world_size)
         self.autoencoder.eval()
         with tqdm(total=share, desc="measuring latents", disable=self.global_rank > 0) as bar:
-            for batch in loader:
+            for number, batch in enumerate(loader):
+                seed_batch(self, self.run_seed, number)  # a codec may draw
                 moved = to_float(self.transfer_batch_to_device(batch, self.device, 0))
                 moments.update(self.autoencoder.encode(self._frames(moved)))
                 bar.update(len(moved.clip))
                 if bar.n >= share:
                     break
         self.autoencoder.train()
+        if isinstance(sampler, DistributedSampler):
+            sampler.epoch = trained
         content, motion = moments.compute()
         if self.codec.fixed_scale:  # content frames stay as the pretrained model knows them
             content = torch.stack([torch.zeros_like(content[0]), torch.ones_like(content[1])])

@@ -81,17 +81,20 @@ class DiffusionStage(LightningModule):
         return latent._replace(**{self.part: sample})
 
     def setup(self, stage: str) -> None:
-        """Refuse cached latents of another autoencoder, if the verb reads any."""
+        """Remember the run's seed; refuse cached latents of another autoencoder, if any."""
+        self.run_seed = torch.initial_seed()  # batches will seed their own
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, VideoDataModule):
             self.latents.check(data.latents_for(stage))
 
-    def on_train_start(self) -> None:
-        """Remember the run's seed, before batches seed their own."""
-        self.run_seed = torch.initial_seed()
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Draw other noise on each process, and after a stop what would have come without it."""
+        seed_batch(self, self.run_seed, self.global_step, batch_idx)
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw the same noise at each validation, so that losses compare."""
         seed_batch(self, self.run_seed, batch_idx)
 
     def training_step(self, batch: ClipBatch | LatentBatch) -> Tensor:
