@@ -1,5 +1,7 @@
 """Stage one: train the autoencoder by plain reconstruction (CMD section 3.1)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -18,6 +20,8 @@ from cmdvid.stages.networks import describe
 from cmdvid.stages.noise import seed_batch
 from cmdvid.stages.optimization import clip, configure
 from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch, PromptBatch, VideoLatent
+
+STATISTICS_EPOCH = 2**31 - 1  # training never comes so far
 
 
 class AutoencoderStage(LightningModule):
@@ -184,12 +188,10 @@ class AutoencoderStage(LightningModule):
     def _measure_latents(self) -> None:
         moments = LatentMoments().to(self.device)
         loader = cast(Any, self.trainer.train_dataloader)
-        sampler = getattr(loader, "sampler", None)
-        if isinstance(sampler, DistributedSampler):
-            trained, sampler.epoch = sampler.epoch, STATISTICS_EPOCH
         share = -(-self.statistics_clips // self.trainer.world_size)
         self.autoencoder.eval()
-        with tqdm(total=share, desc="measuring latents", disable=self.global_rank > 0) as bar:
+        bar = tqdm(total=share, desc="measuring latents", disable=self.global_rank > 0)
+        with bar, _epoch_of_its_own(loader):
             for number, batch in enumerate(loader):
                 seed_batch(self, self.run_seed, number)  # a codec may draw
                 moved = to_float(self.transfer_batch_to_device(batch, self.device, 0))
@@ -198,9 +200,19 @@ class AutoencoderStage(LightningModule):
                 if bar.n >= share:
                     break
         self.autoencoder.train()
-        if isinstance(sampler, DistributedSampler):
-            sampler.epoch = trained
         content, motion = moments.compute()
         if self.codec.fixed_scale:  # content frames stay as the pretrained model knows them
             content = torch.stack([torch.zeros_like(content[0]), torch.ones_like(content[1])])
         self.autoencoder.set_statistics(content, motion)
+
+
+@contextmanager
+def _epoch_of_its_own(loader: Any) -> Iterator[None]:
+    """Let a loader read a whole epoch apart, the same whenever and however often a run stopped."""
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler):
+        yield
+        return
+    trained, sampler.epoch = sampler.epoch, STATISTICS_EPOCH
+    yield
+    sampler.epoch = trained  # for the checkpoint says which epoch was trained on
