@@ -1,11 +1,10 @@
-"""The data module in real Lightning runs: batches, counts, resuming, checkpoints, command line."""
+"""The data module in real Lightning runs: batches, counts, checkpoints, command line."""
 
 import logging
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
 from cmdvid.data.datamodule import VideoDataModule
@@ -125,23 +124,6 @@ def test_fewer_clips_than_a_batch_is_an_error(folder):
 def test_sizes_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"batch_size must be at least 1 .* got 0 and 2"):
         VideoDataModule(batch_size=0)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_run_reads_what_the_whole_run_would_have(folder, tmp_path, num_workers):
-    saving = [
-        ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1),
-        ModelCheckpoint(tmp_path, filename="end-{epoch}", every_n_epochs=1, save_top_k=-1),
-    ]
-    whole = Recorder()
-    trainer(max_epochs=2, callbacks=saving, enable_checkpointing=True).fit(whole, module(folder))
-    assert len(whole.trained) == 6
-    assert whole.trained[0][2] != whole.trained[3][2]
-    for name, done in [("step=1", 1), ("step=3", 3), ("end-epoch=0", 3), ("step=5", 5)]:
-        resumed = Recorder()
-        data = module(folder, num_workers=num_workers)
-        trainer(max_epochs=2).fit(resumed, data, ckpt_path=str(tmp_path / f"{name}.ckpt"))
-        assert resumed.trained == whole.trained[done:], name
 
 
 def test_overfitting_one_batch_works(folder):

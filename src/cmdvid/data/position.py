@@ -121,12 +121,17 @@ def _batches_of_an_epoch(trainer: Trainer, size: int, batch_size: int) -> int:
 
 def _count(trainer: Trainer, batches: int, *, is_last: bool) -> None:
     """Let Lightning take so many batches of this epoch for trained on."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    shift = batches - progress.current.processed
-    for count in (progress.current, progress.total):
+    loop = trainer.fit_loop.epoch_loop
+    current, total = loop.batch_progress.current, loop.batch_progress.total
+    shift = batches - current.processed
+    for count in (current, total):
         for name in ("ready", "started", "processed", "completed"):  # their differences matter
             setattr(count, name, getattr(count, name) + shift)
-    progress.is_last_batch = is_last
+    loop.batch_progress.is_last_batch = is_last
+    if shift:  # the step that logs get: Lightning adds one for a step whose end it did not see
+        unseen = is_last or current.ready % trainer.accumulate_grad_batches == 0
+        unseen = unseen and current.ready > current.completed
+        loop._batches_that_stepped = loop.global_step - unseen
 
 
 def _tell(saved: Position, start: Position) -> None:
