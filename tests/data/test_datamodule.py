@@ -76,19 +76,24 @@ def test_evaluation_yields_every_clip_once_as_float(folder):
         assert -1 <= clip.min() < -0.5
 
 
-def test_unusable_files_do_not_stop_a_run_and_are_counted_at_its_end(folder, caplog):
+def test_unusable_files_do_not_stop_a_run_and_are_told_at_its_end(folder, tmp_path, caplog):
     (folder / "left" / "1.mp4").write_bytes(b"")
     (folder / "right" / "2.mp4").write_text("<html>")
     data = module(folder, val=VideoFolder(str(folder)), num_workers=2)
     with caplog.at_level(logging.WARNING):
-        trainer().fit(Recorder(), data)
+        trainer(default_root_dir=tmp_path).fit(Recorder(), data)
     assert "data.val (rank 0): 2 of 7 videos could not give a clip and were replaced" in caplog.text
+    assert f"see {tmp_path / 'skipped.jsonl'}" in caplog.text
+    assert (tmp_path / "skipped.jsonl").read_text().count("\n") == 2
     assert "data.train (rank 0): " in caplog.text
     caplog.clear()
-    trainer().validate(Recorder(), module(folder, val=VideoFolder(str(folder))))
+    validation = trainer(default_root_dir=tmp_path)
+    validation.validate(Recorder(), module(folder, val=VideoFolder(str(folder))))
     assert "data.val (rank 0): 2 of 7" in caplog.text
     with pytest.raises(ValueError, match=r"the file is empty|an HTML or XML page"):
         trainer().fit(Recorder(), module(folder, strict=True))
+    with pytest.raises(ValueError, match=r"could not give a clip, more than data.max_bad_fraction"):
+        trainer(default_root_dir=tmp_path).fit(Recorder(), module(folder, max_bad_fraction=0.0))
 
 
 def test_prompts_are_predicted(folder):
@@ -158,5 +163,5 @@ def test_the_command_line_builds_it_and_checkpoints_hold_plain_settings(folder, 
 
 def test_built_in_python_it_saves_no_objects(folder):
     assert set(module(folder).hparams) == {
-        *["latents", "batch_size", "num_workers", "seed", "flip", "strict"]
+        *["latents", "batch_size", "num_workers", "seed", "flip", "strict", "max_bad_fraction"]
     }

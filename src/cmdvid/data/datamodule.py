@@ -14,6 +14,7 @@ from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
 from cmdvid.data.position import Position, begin, epochs_ahead, reached
+from cmdvid.data.skipped import SkippedFiles
 from cmdvid.types import ClipBatch
 from cmdvid.video import ClipSpec
 
@@ -32,10 +33,9 @@ class VideoDataModule(LightningDataModule):
 
     Training draws random windows in a random order, evaluation the middle window in the given
     order. Stages receive ClipBatch (float "b 3 l h w" in [-1, 1]), LatentBatch, or PromptBatch.
-    Workers hand over uint8, a quarter of the bytes. All is sharded over ranks here, so the trainer
-    needs ``use_distributed_sampler=False``.
+    Workers hand over uint8. All is sharded here: set ``use_distributed_sampler=False``.
 
-    Twelve arguments, though eight are the limit: each is a line of the user's config.
+    Thirteen arguments, though eight are the limit: each is a line of the user's config.
 
     Args:
         train: Index for ``fit``.
@@ -49,6 +49,8 @@ class VideoDataModule(LightningDataModule):
         seed: Seed of order, windows and flips.
         flip: Mirror half of the training clips; wrong for captions that name directions.
         strict: Raise at a file that cannot give a clip, instead of taking another.
+        max_bad_fraction: Stop when more than this share of the files tried so far, of 200 at least,
+            could not give a clip. They are listed in ``skipped.jsonl`` in the folder of the logs.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class VideoDataModule(LightningDataModule):
         seed: int = 0,
         flip: bool = False,
         strict: bool = False,
+        max_bad_fraction: float = 0.2,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -76,6 +79,8 @@ class VideoDataModule(LightningDataModule):
         self.spec, self.latents = spec, latents
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.flip, self.strict = seed, flip, strict
+        self.max_bad_fraction = max_bad_fraction
+        self.report: SkippedFiles | None = None
         self.split: str | None = None  # "train" or "val": what `encode` reads through predict
         self.clips: dict[str, ClipDataset] = {}  # in use, by name, to report bad files at the end
         self.start: Position | None = None  # where training began to read, or will after a resume
@@ -97,7 +102,10 @@ class VideoDataModule(LightningDataModule):
             raise ValueError(f"encode needs data.{split}, an index of videos")
 
     def setup(self, stage: str) -> None:
-        """Check that the indexes which this verb reads are given."""
+        """Check that the indexes which this verb reads are given; learn the folder of the logs."""
+        if trainer := self.trainer:  # asked on every process, for it is a broadcast
+            folder = Path(trainer.log_dir or trainer.default_root_dir)
+            self.report = SkippedFiles(folder / "skipped.jsonl")
         have_val = self.val is not None or self.latents is not None
         if stage == "fit" and self.train is None and self.latents is None:
             raise ValueError("fit needs data.train, an index of videos, or data.latents")
@@ -193,6 +201,8 @@ class VideoDataModule(LightningDataModule):
                 flip=train and self.flip,
                 seed=self.seed,
                 strict=self.strict,
+                max_bad_fraction=self.max_bad_fraction,
+                report=self.report,
             )
         return self.clips[name]
 
@@ -230,10 +240,11 @@ class VideoDataModule(LightningDataModule):
     def _report(self) -> None:
         """Log the files that gave no clip; each rank speaks of those that it met."""
         rank = f" (rank {self.trainer.global_rank})" if self.trainer else ""
+        where = f"; see {self.report.path}" if self.report else ""
         for name, clips in self.clips.items():
             if clips.num_unusable or clips.num_missing:
                 logger.warning(
                     "data.%s%s: %d of %d videos could not give a clip and were replaced; "
-                    "%d more were listed but missing",
-                    *(name, rank, clips.num_unusable, clips.num_files, clips.num_missing),
+                    "%d more were listed but missing%s",
+                    *(name, rank, clips.num_unusable, clips.num_files, clips.num_missing, where),
                 )
