@@ -189,7 +189,7 @@ def test_too_large_a_share_of_bad_files_stops_the_run(folder, tmp_path):
         list(loader)  # of 200 files, two would be allowed
     assert "left/1.mp4: the file is empty (0 bytes)\n" in str(stop.value)
     assert f"all of them are in {tmp_path / 'skipped.jsonl'}" in str(stop.value)
-    with pytest.raises(ValueError, match="max_bad_fraction must lie in 0..1, got 2"):
+    with pytest.raises(ValueError, match=r"max_bad_fraction must lie in 0..1, got 2"):
         ClipDataset(VideoFolder(str(folder)), spec=SPEC, max_bad_fraction=2.0)
 
 
