@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from cmdvid.__main__ import main
+from cmdvid.cli import WholeCheckpoints
 
 AE = """
 model:
@@ -129,6 +131,19 @@ def assert_same_end(whole: Path, stopped: Path, legs: int) -> None:
     ends = [{key: end[key] for key in STATES} for end in ends]
     assert ends[0]["global_step"] == 16
     torch.testing.assert_close(*ends, atol=0, rtol=0)
+
+
+def test_a_checkpoint_is_never_written_over(tmp_path, monkeypatch):
+    """Also where temporary files lie on another file system, so that moving one is copying it."""
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
+    path = tmp_path / "new" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"step": 1}, path)
+    before = path.read_bytes()
+    with path.open("rb") as opened:
+        WholeCheckpoints().save_checkpoint({"step": 2}, path)
+        assert opened.read() == before
+    assert torch.load(path) == {"step": 2}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
 CASES = {

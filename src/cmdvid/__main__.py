@@ -171,7 +171,7 @@ def _of_a_worker(text: str) -> str | None:
     """Find our message in what torch makes of an error in a loader's worker: a whole traceback."""
     if not text.startswith("Caught "):
         return None
-    raised = re.compile(r'^ *File "(.*)", line \d+.*\n(?: .*\n)*[\w.]+: ', re.MULTILINE)
+    raised = re.compile(r'^  File "(.*)", line \d+.*\n(?:    .*\n)*[\w.]+: ', re.MULTILINE)
     *_, last = None, *raised.finditer(text)
     if last is None or not Path(last[1]).is_relative_to(PACKAGE):
         return None
