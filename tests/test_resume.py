@@ -3,9 +3,12 @@
 import csv
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,8 @@ def fit(stage: str, run: Path | str, *words: str, log: str = "log") -> list[str]
 
 def logged(run: Path, log: str = "log") -> dict[tuple[str, int], str]:
     """The losses of a run, as they were written."""
+    if not (run / log / "metrics.csv").is_file():
+        return {}
     with (run / log / "metrics.csv").open() as file:
         return {
             (name, int(row["step"])): row[name]
@@ -150,23 +155,34 @@ CASES = {
     "autoencoder": ("ae", ["--data.num_workers=2"]),
     "content": ("content", [*SOURCES["latents"], "--data.num_workers=0"]),
 }
+MORE_CASES = {
+    f"{source}, {num_workers} workers": (
+        "content",
+        [*words, f"--data.num_workers={num_workers}"],
+    )
+    for source, words in SOURCES.items()
+    for num_workers in (0, 2)
+}
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "2"}
+
+
+def kill_twice(project: Path, folder: Path, cases: dict[str, tuple[str, list[str]]]) -> None:
+    """Run each case, kill it, let it go on, and kill it again; one rank."""
+    runs = []
+    for name, (stage, words) in cases.items():
+        for leg, step in enumerate((4, 9)):
+            args = fit(stage, folder / name, *words, "--ckpt=last", log=f"log{leg}")
+            runs.append([args, str(folder / name / f"log{leg}/metrics.csv"), step])
+    command = [sys.executable, str(Path(__file__).parent / "kill_runs.py"), json.dumps(runs)]
+    limits = {"cwd": project, "env": ENVIRONMENT, "timeout": 900}
+    done = subprocess.run(command, **limits, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def killed(project, tmp_path_factory):
-    """A folder with a run of each kind that was killed, went on, and was killed again."""
-    folder, runs = tmp_path_factory.mktemp("killed"), []
-    for name, (stage, words) in CASES.items():
-        for leg, step in enumerate((4, 9)):
-            args = fit(stage, folder / name, *words, "--ckpt=last", log=f"log{leg}")
-            runs.append([args, str(folder / name / f"log{leg}/metrics.csv"), step])
-    script = Path(__file__).parent / "kill_runs.py"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(script), json.dumps(runs)]
-    done = subprocess.run(
-        command, cwd=project, env=environment, timeout=900, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    folder = tmp_path_factory.mktemp("killed")
+    kill_twice(project, folder, CASES)
     return folder
 
 
@@ -176,3 +192,57 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(here, killed, tmp_pat
     main(fit(stage, tmp_path, *words))
     main(fit(stage, killed / name, *words, "--ckpt=last", log="log2"))
     assert_same_end(tmp_path, killed / name, 3)
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_each_source_ends_where_an_uninterrupted_one_does(here, tmp_path):
+    kill_twice(here, tmp_path, MORE_CASES)
+    for name, (stage, words) in MORE_CASES.items():
+        main(fit(stage, tmp_path / f"{name}, whole", *words))
+        main(fit(stage, tmp_path / name, *words, "--ckpt=last", log="log2"))
+        assert_same_end(tmp_path / f"{name}, whole", tmp_path / name, 3)
+
+
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+def start(args: list[str]) -> subprocess.Popen:
+    """The command line as a process group of its own."""
+    command = [sys.executable, "-m", "cmdvid", *args]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True, **quiet)
+
+
+def finish(args: list[str]) -> str:
+    """Run the command line to its end, and give what it says."""
+    process = start(args)
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE_CASES)
+def test_two_killed_processes_end_where_uninterrupted_ones_do(here, tmp_path, name):
+    stage, words = MORE_CASES[name]
+    words = [*words, *TWO]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finish(fit(stage, whole, *words))
+    process = start(fit(stage, stopped, *words, "--ckpt=last", log="log0"))
+    deadline = time.monotonic() + 600
+    while not any(step >= 7 for _, step in logged(stopped, "log0")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)  # both ranks and their workers
+    process.communicate()
+    saved = torch.load(stopped / "last.ckpt", weights_only=True)["VideoDataModule"]
+    assert (saved["world_size"], saved["batch_size"], saved["size"]) == (2, 2, 14)
+    shutil.copytree(stopped, tmp_path / "alone")
+    finish(fit(stage, stopped, *words, "--ckpt=last", log="log1"))
+    assert_same_end(whole, stopped, 2)
+    # one process with the same batch of all: another order of sums, but the same samples
+    told = finish(fit(stage, tmp_path / "alone", *words[:-2], "--ckpt=last", "--data.batch_size=4"))
+    assert "resumed with batches of 4 on 1 processes, where it had 2 on 2" in told
+    assert f"goes on after sample {saved['samples']} of epoch {saved['epoch']}" in told
