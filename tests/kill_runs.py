@@ -31,7 +31,7 @@ def kill_at(step: int, args: list[str], log: Path) -> None:
     while last_step(log) < step:
         if os.waitpid(child, os.WNOHANG)[0]:
             sys.exit(f"the run to be killed at step {step} ended by itself")
-        time.sleep(0.005)
+        time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 

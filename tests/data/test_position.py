@@ -123,6 +123,21 @@ def test_a_run_that_max_steps_cut_short_twice_reads_each_sample_once(folder, tmp
     assert rows == [row for step in whole.trained for row in step.rows]
 
 
+def test_checkpoints_after_training_hold_what_was_read(folder, tmp_path):
+    """Also that of a resumed run which found nothing left to do, as after an epoch's end."""
+    rows, path = [], None
+    for steps in (3, 3, 4, 4, 6):
+        recorder = Recorder()
+        fitting = trainer(max_epochs=-1, max_steps=steps)
+        fitting.fit(recorder, module(folder), ckpt_path=path)
+        path = str(tmp_path / f"{len(rows)}.ckpt")
+        fitting.save_checkpoint(path, weights_only=False)
+        rows += [row for step in recorder.trained for row in step.rows]
+    whole = Recorder()
+    trainer(max_epochs=2).fit(whole, module(folder))
+    assert rows == [row for step in whole.trained for row in step.rows]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_with_other_batches_the_rest_of_an_epoch_is_read_once(folder, tmp_path, batch_size, caplog):
     whole = Recorder()

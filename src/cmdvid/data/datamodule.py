@@ -83,7 +83,8 @@ class VideoDataModule(LightningDataModule):
         self.report: SkippedFiles | None = None
         self.split: str | None = None  # "train" or "val": what `encode` reads through predict
         self.clips: dict[str, ClipDataset] = {}  # in use, by name, to report bad files at the end
-        self.start: Position | None = None  # where training began to read, or will after a resume
+        self.saved: Position | None = None  # where the checkpoint was written,
+        self.start: Position | None = None  # and where this run began to read
         self.sampler: ClipSampler | None = None  # of training
         # not to the logger, which refuses a name that the stage has too, with another value
         self.save_hyperparameters(logger=False)
@@ -103,9 +104,9 @@ class VideoDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Check that the indexes which this verb reads are given; learn the folder of the logs."""
-        if trainer := self.trainer:  # asked on every process, for it is a broadcast
-            folder = Path(trainer.log_dir or trainer.default_root_dir)
-            self.report = SkippedFiles(folder / "skipped.jsonl")
+        if trainer := self.trainer:
+            folder = trainer.log_dir or trainer.default_root_dir  # a broadcast: on every process
+            self.report = SkippedFiles(Path(folder) / "skipped.jsonl")
         have_val = self.val is not None or self.latents is not None
         if stage == "fit" and self.train is None and self.latents is None:
             raise ValueError("fit needs data.train, an index of videos, or data.latents")
@@ -167,13 +168,13 @@ class VideoDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in its data, for a checkpoint."""
-        if self.start is None or self.sampler is None:
-            return {}
-        return asdict(reached(self.trainer, self.start, self.sampler.epoch))
+        if self.start and self.sampler and self.sampler.is_read:
+            return asdict(reached(self.trainer, self.start, self.sampler.epoch))
+        return asdict(self.saved) if self.saved else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where training stood; the loader of training, made later, goes on there."""
-        self.start = Position(**state_dict)
+        self.saved = Position(**state_dict)
 
     def teardown(self, stage: str) -> None:
         """Show how many files gave no clip."""
@@ -212,7 +213,7 @@ class VideoDataModule(LightningDataModule):
         trainer = self.trainer
         reader = trainer if train else None  # only training is resumed
         sizes = {"size": len(dataset), "batch_size": self.batch_size}
-        start = begin(reader, self.start, **sizes)
+        start = begin(reader, self.saved, **sizes)
         sampler = ClipSampler(
             dataset,
             shuffle=train,

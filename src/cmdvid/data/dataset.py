@@ -206,9 +206,11 @@ class ClipSampler(DistributedSampler):
         self.size = size
         self.epoch = self.first_epoch = epoch
         self.start, self.ahead = start, ahead
+        self.is_read = False  # until Lightning begins an epoch, which it may never do
 
     def set_epoch(self, epoch: int) -> None:
-        """Set Lightning's count of epochs."""
+        """Set Lightning's count of epochs, when it begins one."""
+        self.is_read = True
         self.epoch = epoch - self.ahead
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,7 @@ import logging
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -48,7 +49,8 @@ def reached(trainer: Trainer, start: Position, epoch: int) -> Position:
         start: Where this run began to read.
         epoch: Epoch that is being read.
     """
-    batches = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    batches = progress.processed
     complete = batches >= trainer.num_training_batches
     if not complete:
         batches -= batches % trainer.accumulate_grad_batches
@@ -80,8 +82,8 @@ def begin(
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     start = _shared_anew(trainer, saved, size, batch_size)
     whole = _batches_of_an_epoch(trainer, size, batch_size)
-    done = whole if start.epoch > saved.epoch else start.batches
-    _count(trainer, done, is_last=start.epoch > saved.epoch)
+    is_over = start.epoch > saved.epoch
+    _count(trainer, whole if is_over else start.batches, is_last=is_over)
     if trainer.is_global_zero:
         _tell(saved, start)
     return start
@@ -92,8 +94,8 @@ def epochs_ahead(trainer: Trainer | None, start: Position) -> int:
 
     It takes an epoch that ``max_steps`` cut short for over, and a resumed run finishes it.
     """
-    counted = trainer.fit_loop.epoch_progress.current.processed if trainer else 0
-    return max(0, counted - start.epoch)
+    progress: Any = trainer.fit_loop.epoch_progress.current if trainer else None
+    return max(0, progress.processed - start.epoch) if progress else 0
 
 
 def _shared_anew(trainer: Trainer, saved: Position, size: int, batch_size: int) -> Position:
@@ -121,7 +123,7 @@ def _batches_of_an_epoch(trainer: Trainer, size: int, batch_size: int) -> int:
 
 def _count(trainer: Trainer, batches: int, *, is_last: bool) -> None:
     """Let Lightning take so many batches of this epoch for trained on."""
-    loop = trainer.fit_loop.epoch_loop
+    loop: Any = trainer.fit_loop.epoch_loop
     current, total = loop.batch_progress.current, loop.batch_progress.total
     shift = batches - current.processed
     for count in (current, total):
