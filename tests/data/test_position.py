@@ -62,20 +62,23 @@ def module(folder, **options):
     return VideoDataModule(VideoFolder(str(folder)), **options)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_run_reads_what_the_whole_run_would_have(folder, tmp_path, num_workers):
+@pytest.mark.parametrize(
+    ("num_workers", "length"),
+    [(0, {"max_epochs": 2}), (2, {"max_epochs": 2}), (0, {"max_epochs": -1, "max_steps": 6})],
+)
+def test_a_resumed_run_reads_what_the_whole_run_would_have(folder, tmp_path, num_workers, length):
     saving = [
         ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1),
         ModelCheckpoint(tmp_path, filename="end-{epoch}", every_n_epochs=1, save_top_k=-1),
     ]
     whole = Recorder()
-    trainer(max_epochs=2, callbacks=saving, enable_checkpointing=True).fit(whole, module(folder))
+    trainer(**length, callbacks=saving, enable_checkpointing=True).fit(whole, module(folder))
     assert len(whole.trained) == 6
     assert whole.trained[0].rows != whole.trained[3].rows
     for name, done in [("step=1", 1), ("step=3", 3), ("end-epoch=0", 3), ("step=5", 5)]:
         resumed = Recorder()
         data = module(folder, num_workers=num_workers)
-        trainer(max_epochs=2).fit(resumed, data, ckpt_path=str(tmp_path / f"{name}.ckpt"))
+        trainer(**length).fit(resumed, data, ckpt_path=str(tmp_path / f"{name}.ckpt"))
         assert resumed.trained == whole.trained[done:], name
 
 

@@ -8,9 +8,10 @@ import logging
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.loop import _Loop
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,10 @@ def begin(
     whole = _batches_of_an_epoch(trainer, size, batch_size)
     is_over = start.epoch > saved.epoch
     _count(trainer, whole if is_over else start.batches, is_last=is_over)
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    if is_over and progress.processed == progress.started:
+        # a run of max_steps would else give the next epoch the last batch's number, and end it
+        cast(Any, _Loop.restarting).fset(trainer.fit_loop, False)
     if trainer.is_global_zero:
         _tell(saved, start)
     return start
