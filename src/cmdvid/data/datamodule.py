@@ -168,7 +168,7 @@ class VideoDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in its data, for a checkpoint."""
-        if self.start and self.sampler and self.sampler.is_read:
+        if self.trainer and self.start and self.sampler and self.sampler.is_read:
             return asdict(reached(self.trainer, self.start, self.sampler.epoch))
         return asdict(self.saved) if self.saved else {}
 
