@@ -212,8 +212,7 @@ class VideoDataModule(LightningDataModule):
     ) -> DataLoader:
         trainer = self.trainer
         reader = trainer if train else None  # only training is resumed
-        sizes = {"size": len(dataset), "batch_size": self.batch_size}
-        start = begin(reader, self.saved, **sizes)
+        start = begin(reader, self.saved, size=len(dataset), batch_size=self.batch_size)
         sampler = ClipSampler(
             dataset,
             shuffle=train,
