@@ -173,6 +173,31 @@ def test_encode_counts_bad_files_and_needs_both_splits_from_the_start(
     assert caplog.text.count("data.train (rank 0): 1 of 3 videos could not give a clip") == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--data.strict=true", ["1.mp4: the file is empty (0 bytes)"]),
+        ("--data.max_bad_fraction=0", ["1 of the", "data.max_bad_fraction (0.0)", "1.mp4: the"]),
+    ],
+)
+def test_an_error_in_a_worker_of_the_loader_is_told_without_its_traceback(
+    here, tmp_path, capsys, option, words
+):
+    for i in range(3):
+        write_clip(tmp_path / "clips" / f"{i}.mp4", torch.zeros(3, 4, 24, 32))
+    (tmp_path / "clips" / "1.mp4").write_bytes(b"")
+    args = ["fit", "--config=ae.yaml", "--data.train=VideoFolder", "--data.num_workers=1", option]
+    args += [f"--data.train.root={tmp_path / 'clips'}", f"--trainer.callbacks.dirpath={tmp_path}"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        main([*args, f"--trainer.logger.save_dir={tmp_path}", "--trainer.max_steps=9"])
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err.partition("cmdvid: error: ")[2]
+    assert all(word in message for word in words), message
+    assert "Caught" not in message
+    assert "Traceback" not in message
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # what pytest.warns does not look for
 def test_resume_goes_by_the_config_and_names_what_changed(here, tmp_path):
     again = ["fit", "--config", "ae.yaml", "--ckpt", "run/last.ckpt", "--trainer.max_steps=3"]

@@ -220,6 +220,14 @@ def lying(path):
     path.write_bytes(data)
 
 
+def bomb(path, size=9000):
+    """A few kilobytes that claim frames of many megapixels."""
+    write(path.with_suffix(".gif"), numbered(8), "gif", "rgb8", gop=8, b_frames=0)
+    data = bytearray(path.with_suffix(".gif").read_bytes())
+    struct.pack_into("<HH", data, 6, size, size)
+    path.write_bytes(data)
+
+
 BAD_FILES = {
     "missing": (lambda path: None, "cannot be read .No such file"),
     "folder": (lambda path: path.mkdir(), "cannot be read"),
@@ -234,6 +242,8 @@ BAD_FILES = {
     ),
     "audio": (write_audio, r"no video stream \(found: audio\)"),
     "lying": (lying, "no frame can be decoded"),
+    "bomb": (bomb, "frames of 9000x9000 pixels are too large"),
+    "larger bomb": (lambda path: bomb(path, 60000), "no frame can be decoded"),  # FFmpeg's refusal
     "short": (lambda path: write(path, numbered(7)), "spans 8 frames, but the video has 7"),
 }
 
@@ -285,6 +295,24 @@ def test_pyav_19_is_opened_without_the_argument_that_it_lost(tmp_path, monkeypat
     monkeypatch.setattr(video.av, "open", open_19)
     monkeypatch.setattr(video.av, "__version__", "19.0.2")
     assert numbers(read_clip(path, SPEC)) == list(range(8))
+
+
+def test_pixels_are_taken_as_square(tmp_path):
+    """Whatever the file says of them, so that all files are read alike."""
+    clips = []
+    for aspect in (1, 2):
+        path = tmp_path / f"{aspect}.mkv"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("ffv1", rate=25)
+            stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv444p"
+            stream.codec_context.sample_aspect_ratio = Fraction(aspect)
+            for array in numbered(8):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+            container.mux(stream.encode())
+        clips.append(read_clip(path, SPEC))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == 2
+    assert torch.equal(*clips)
 
 
 def test_of_several_video_streams_the_first_is_read(tmp_path):

@@ -1,12 +1,15 @@
 """The command ``cmdvid``: answers what needs no torch at once, and hands the rest to cmdvid.cli."""
 
 import os
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 
 import cmdvid
+
+PACKAGE = Path(__file__).parent
 
 # Verb: (one line, the options most people need). Short on purpose, so that help costs no import of
 # Lightning; --help-all is the full list, and a test compares the two.
@@ -166,10 +169,24 @@ def _ours(error: BaseException | None) -> str | None:
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         source = Path(trace.tb_frame.f_code.co_filename) if trace else Path()
-        if isinstance(error, ValueError) and source.is_relative_to(Path(__file__).parent):
-            return str(error)
+        if isinstance(error, ValueError):
+            if message := _of_a_worker(str(error)):
+                return message
+            if source.is_relative_to(PACKAGE):
+                return str(error)
         error = error.__cause__
     return None
+
+
+def _of_a_worker(text: str) -> str | None:
+    """Find our message in what torch makes of an error in a loader's worker: a whole traceback."""
+    if not text.startswith("Caught "):
+        return None
+    raised = re.compile(r'^  File "(.*)", line \d+.*\n(?:    .*\n)*[\w.]+: ', re.MULTILINE)
+    *_, last = None, *raised.finditer(text)
+    if last is None or not Path(last[1]).is_relative_to(PACKAGE):
+        return None
+    return text[last.end() :].rstrip()
 
 
 def _fail(message: str) -> None:

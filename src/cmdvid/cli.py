@@ -2,18 +2,22 @@
 
 What differs from plain LightningCLI: ``--ckpt`` as a short name; a checkpoint or a pipeline folder
 gives the *defaults* of ``validate``, ``test``, ``predict`` and ``encode``, so that what the user
-says wins; ``predict`` has flat options; the configuration of each verb gets its own file.
+says wins; ``predict`` has flat options; the configuration of each verb gets its own file; a kill
+cuts no checkpoint.
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from cmdvid.settings import (
@@ -70,6 +74,27 @@ class CMDTrainer(Trainer):
         from cmdvid.stages.encoding import encode
 
         encode(self, datamodule, ckpt=ckpt_path, out=out)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear complete or not at all, also if the process is killed meanwhile.
+
+    Lightning writes to the system's folder of temporary files and moves the file from there. To
+    another file system that is a copy over the last good checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write beside the file, then rename; what is no local file is left to Lightning."""
+        if "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")  # always the same: a kill leaves one at most
+        torch.save(checkpoint, temporary)
+        os.replace(temporary, path)
+        return None
 
 
 class SaveConfig(SaveConfigCallback):
@@ -176,6 +201,13 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Tell the callback that saves the configuration which verb it is for."""
         self.save_config_kwargs = {"verb": self.subcommand}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer, which writes checkpoints as we do unless its strategy has own ways."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

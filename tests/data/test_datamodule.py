@@ -1,11 +1,10 @@
-"""The data module in real Lightning runs: batches, counts, resuming, checkpoints, command line."""
+"""The data module in real Lightning runs: batches, counts, checkpoints, command line."""
 
 import logging
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
 from cmdvid.data.datamodule import VideoDataModule
@@ -79,19 +78,24 @@ def test_evaluation_yields_every_clip_once_as_float(folder):
         assert -1 <= clip.min() < -0.5
 
 
-def test_unusable_files_do_not_stop_a_run_and_are_counted_at_its_end(folder, caplog):
+def test_unusable_files_do_not_stop_a_run_and_are_told_at_its_end(folder, tmp_path, caplog):
     (folder / "left" / "1.mp4").write_bytes(b"")
     (folder / "right" / "2.mp4").write_text("<html>")
     data = module(folder, val=VideoFolder(str(folder)), num_workers=2)
     with caplog.at_level(logging.WARNING):
-        trainer().fit(Recorder(), data)
+        trainer(default_root_dir=tmp_path).fit(Recorder(), data)
     assert "data.val (rank 0): 2 of 7 videos could not give a clip and were replaced" in caplog.text
+    assert f"see {tmp_path / 'skipped.jsonl'}" in caplog.text
+    assert (tmp_path / "skipped.jsonl").read_text().count("\n") == 2
     assert "data.train (rank 0): " in caplog.text
     caplog.clear()
-    trainer().validate(Recorder(), module(folder, val=VideoFolder(str(folder))))
+    validation = trainer(default_root_dir=tmp_path)
+    validation.validate(Recorder(), module(folder, val=VideoFolder(str(folder))))
     assert "data.val (rank 0): 2 of 7" in caplog.text
     with pytest.raises(ValueError, match=r"the file is empty|an HTML or XML page"):
         trainer().fit(Recorder(), module(folder, strict=True))
+    with pytest.raises(ValueError, match=r"could not give a clip, more than data.max_bad_fraction"):
+        trainer(default_root_dir=tmp_path).fit(Recorder(), module(folder, max_bad_fraction=0.0))
 
 
 def test_prompts_are_predicted(folder):
@@ -142,23 +146,6 @@ def test_sizes_that_make_no_sense_are_refused():
         VideoDataModule(batch_size=0)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_run_reads_what_the_whole_run_would_have(folder, tmp_path, num_workers):
-    saving = [
-        ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1),
-        ModelCheckpoint(tmp_path, filename="end-{epoch}", every_n_epochs=1, save_top_k=-1),
-    ]
-    whole = Recorder()
-    trainer(max_epochs=2, callbacks=saving, enable_checkpointing=True).fit(whole, module(folder))
-    assert len(whole.trained) == 6
-    assert whole.trained[0][2] != whole.trained[3][2]
-    for name, done in [("step=1", 1), ("step=3", 3), ("end-epoch=0", 3), ("step=5", 5)]:
-        resumed = Recorder()
-        data = module(folder, num_workers=num_workers)
-        trainer(max_epochs=2).fit(resumed, data, ckpt_path=str(tmp_path / f"{name}.ckpt"))
-        assert resumed.trained == whole.trained[done:], name
-
-
 def test_overfitting_one_batch_works(folder):
     recorder = Recorder()
     trainer(max_epochs=3, overfit_batches=1).fit(recorder, module(folder))
@@ -192,5 +179,6 @@ def test_the_command_line_builds_it_and_checkpoints_hold_plain_settings(folder, 
 
 def test_built_in_python_it_saves_no_objects(folder):
     assert set(module(folder).hparams) == {
-        *["latents", "batch_size", "num_workers", "seed", "flip", "strict", "allow_leakage"]
+        *["latents", "batch_size", "num_workers", "seed", "flip", "strict", "allow_leakage"],
+        "max_bad_fraction",
     }

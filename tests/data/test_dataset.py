@@ -1,6 +1,10 @@
 """Samples depend on (seed, epoch, row) alone; bad files are replaced, named once and counted."""
 
+import json
 import logging
+from datetime import datetime
+from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch.utils.data import DataLoader
 from cmdvid.data import dataset
 from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts, VideoFolder
+from cmdvid.data.skipped import SkippedFiles
 from cmdvid.types import ClipBatch, PromptBatch
 from cmdvid.video import ClipSpec, VideoError, read_clip
 
@@ -129,11 +134,71 @@ def test_strict_raises_for_bad_and_for_missing_files(folder):
 def test_all_files_unusable_is_an_error_that_names_folder_and_reasons(folder):
     break_files(folder, *[p.relative_to(folder).as_posix() for p in folder.rglob("*.mp4")])
     data = ClipDataset(VideoFolder(str(folder)), spec=SPEC)
-    with pytest.raises(ValueError, match="none of 7 videos can give a clip") as caught:
+    with pytest.raises(ValueError, match=r"none of 7 videos tried \(of 7\) can give a") as caught:
         data[0, 4]
-    assert str(caught.value).startswith(str(folder))
+    assert f"{folder / 'right' / '0.mp4'}: " in str(caught.value)  # row 4
     assert str(caught.value).count("the file is empty (0 bytes)") == 3
     assert data.num_unusable == 7
+
+
+def test_a_file_that_the_disk_does_not_give_at_once_is_waited_for(folder):
+    index = VideoFolder(str(folder))
+    path, away = Path(index[2].path), folder.parent / "away.mp4"
+    path.rename(away)
+    back = Timer(0.25, away.rename, [path])
+    back.start()
+    data = ClipDataset(index, spec=SPEC)
+    assert torch.equal(data[0, 2].clip, read_clip(path, SPEC))
+    assert data.num_unusable == 0
+    back.join()
+    path.unlink()  # for ever
+    assert data[0, 2].index == 2
+    assert data.num_unusable == 1
+
+
+def test_each_unusable_file_has_one_line_in_the_report_of_all_processes(folder, tmp_path):
+    name = "ü & \udcff.mp4"  # a name that is no text
+    (folder / "left" / name).write_text("<html>")
+    break_files(folder, "left/1.mp4", "right/0.mp4")
+    index = VideoFolder(str(folder))
+    for _ in range(2):  # as two processes, and as a second run
+        data = ClipDataset(index, spec=SPEC, report=SkippedFiles(tmp_path / "new/skipped.jsonl"))
+        loader = DataLoader(data, batch_size=1, sampler=ClipSampler(data), num_workers=2)
+        assert len(list(loader)) == 8
+        with (tmp_path / "new/skipped.jsonl").open("a") as report:
+            report.write('{"path": "cut sh\n')  # as on a full disk
+    lines = (tmp_path / "new/skipped.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines if "cut sh" not in line]
+    paths = {str(folder / file) for file in ("left/1.mp4", "right/0.mp4", f"left/{name}")}
+    assert sorted(row["path"] for row in rows) == sorted(paths)
+    assert {row["reason"] for row in rows} == {
+        "the file is empty (0 bytes)",
+        "an HTML or XML page, not a video; download it again",
+    }
+    assert all(datetime.fromisoformat(row["first_seen"]).tzinfo for row in rows)
+
+
+def test_too_large_a_share_of_bad_files_stops_the_run(folder, tmp_path):
+    break_files(folder, "left/1.mp4", "left/2.mp4", "right/0.mp4")
+    options = {"spec": SPEC, "report": SkippedFiles(tmp_path / "skipped.jsonl")}
+    data = ClipDataset(VideoFolder(str(folder)), max_bad_fraction=0.01, **options)
+    loader = DataLoader(data, batch_size=1, sampler=ClipSampler(data))
+    with pytest.raises(
+        ValueError, match=r"3 of the \d videos .* max_bad_fraction \(0.01\)"
+    ) as stop:
+        list(loader)  # of 200 files, two would be allowed
+    assert "left/1.mp4: the file is empty (0 bytes)\n" in str(stop.value)
+    assert f"all of them are in {tmp_path / 'skipped.jsonl'}" in str(stop.value)
+    with pytest.raises(ValueError, match=r"max_bad_fraction must lie in 0..1, got 2"):
+        ClipDataset(VideoFolder(str(folder)), spec=SPEC, max_bad_fraction=2.0)
+
+
+def test_the_report_of_a_full_disk_stops_no_training(folder, caplog):
+    break_files(folder, "left/1.mp4")
+    report = SkippedFiles("/dev/full")
+    data = ClipDataset(VideoFolder(str(folder)), spec=SPEC, report=report)
+    assert [data[0, i].index for i in range(7)] == list(range(7))
+    assert "/dev/full: cannot be written (No space left on device)" in caplog.text
 
 
 def test_one_usable_file_is_enough(folder):

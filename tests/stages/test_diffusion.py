@@ -85,15 +85,15 @@ def test_the_seed_chooses_the_samples(stage, autoencoder_ckpt):
 
 
 class Place(LightningModule):
-    global_rank = global_step = 0
+    global_rank = 0
 
 
 def test_processes_and_steps_draw_other_noise():
     place, drawn = Place(), []
-    for place.global_rank, place.global_step, batch_idx in (
+    for place.global_rank, step, batch_idx in (
         (0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)
     ):  # fmt: skip
-        seed_batch(place, 42, batch_idx)
+        seed_batch(place, 42, step, batch_idx)
         drawn.append(torch.rand(()).item())
     assert len(set(drawn)) == 4
     assert drawn[0] == drawn[4]

@@ -1,8 +1,7 @@
 """One data module for every data set and stage: loaders, sharding, uint8 to float."""
 
 import logging
-import math
-import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
 from cmdvid.data.leakage import refuse_leakage
 from cmdvid.data.order import check_same_size
+from cmdvid.data.position import Position, begin, epochs_ahead, reached
+from cmdvid.data.skipped import SkippedFiles
 from cmdvid.types import ClipBatch
 from cmdvid.video import ClipSpec
 
@@ -34,8 +35,7 @@ class VideoDataModule(LightningDataModule):
 
     Training draws random windows in a random order, evaluation the middle window in the given
     order. Stages receive ClipBatch (float "b 3 l h w" in [-1, 1]), LatentBatch, or PromptBatch.
-    Workers hand over uint8, a quarter of the bytes. All is sharded over ranks here, so the trainer
-    needs ``use_distributed_sampler=False``.
+    Workers hand over uint8. All is sharded here: set ``use_distributed_sampler=False``.
 
     Thirteen arguments, though eight are the limit: each is a line of the user's config.
 
@@ -52,6 +52,8 @@ class VideoDataModule(LightningDataModule):
         flip: Mirror half of the training clips; wrong for captions that name directions.
         strict: Raise at a file that cannot give a clip, instead of taking another.
         allow_leakage: Let ``val`` and ``test`` hold videos of ``train``, which is refused else.
+        max_bad_fraction: Stop when more than this share of the files tried so far, of 200 at least,
+            could not give a clip. They are listed in ``skipped.jsonl`` in the folder of the logs.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class VideoDataModule(LightningDataModule):
         flip: bool = False,
         strict: bool = False,
         allow_leakage: bool = False,
+        max_bad_fraction: float = 0.2,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -81,8 +84,13 @@ class VideoDataModule(LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.flip, self.strict = seed, flip, strict
         self.allow_leakage = allow_leakage
+        self.max_bad_fraction = max_bad_fraction
+        self.report: SkippedFiles | None = None
         self.split: str | None = None  # "train" or "val": what `encode` reads through predict
         self.clips: dict[str, ClipDataset] = {}  # in use, by name, to report bad files at the end
+        self.saved: Position | None = None  # where the checkpoint was written,
+        self.start: Position | None = None  # and where this run began to read
+        self.sampler: ClipSampler | None = None  # of training
         # not to the logger, which refuses a name that the stage has too, with another value
         self.save_hyperparameters(logger=False)
         for name in ("train", "val", "predict", "test", "spec"):
@@ -105,7 +113,13 @@ class VideoDataModule(LightningDataModule):
             raise ValueError(f"encode needs data.{split}, an index of videos")
 
     def setup(self, stage: str) -> None:
-        """Check that the indexes which this verb reads are given, and share no video."""
+        """Check that the indexes which this verb reads are given, and share no video.
+
+        Learns the folder of the logs, for the report of files that gave no clip.
+        """
+        if trainer := self.trainer:
+            folder = trainer.log_dir or trainer.default_root_dir  # a broadcast: on every process
+            self.report = SkippedFiles(Path(folder) / "skipped.jsonl")
         have_val = self.val is not None or self.latents is not None
         if stage == "fit" and self.train is None and self.latents is None:
             raise ValueError("fit needs data.train, an index of videos, or data.latents")
@@ -169,6 +183,16 @@ class VideoDataModule(LightningDataModule):
         """Bring uint8 clips to float in [-1, 1], on the device."""
         return to_float(batch)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands in its data, for a checkpoint."""
+        if self.trainer and self.start and self.sampler and self.sampler.is_read:
+            return asdict(reached(self.trainer, self.start, self.sampler.epoch))
+        return asdict(self.saved) if self.saved else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember where training stood; the loader of training, made later, goes on there."""
+        self.saved = Position(**state_dict)
+
     def teardown(self, stage: str) -> None:
         """Show how many files gave no clip."""
         self._report()
@@ -195,6 +219,8 @@ class VideoDataModule(LightningDataModule):
                 flip=train and self.flip,
                 seed=self.seed,
                 strict=self.strict,
+                max_bad_fraction=self.max_bad_fraction,
+                report=self.report,
             )
         return self.clips[name]
 
@@ -203,7 +229,8 @@ class VideoDataModule(LightningDataModule):
     ) -> DataLoader:
         check_same_size(len(dataset))
         trainer = self.trainer
-        epoch, num_batches = self._progress(len(dataset)) if train else (0, 0)
+        reader = trainer if train else None  # only training is resumed
+        start = begin(reader, self.saved, size=len(dataset), batch_size=self.batch_size)
         sampler = ClipSampler(
             dataset,
             shuffle=train,
@@ -212,10 +239,12 @@ class VideoDataModule(LightningDataModule):
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            epoch=epoch,
-            start=num_batches * self.batch_size,
-            ahead=max(0, trainer.current_epoch - epoch) if trainer and train else 0,
+            epoch=start.epoch,
+            start=start.samples,
+            ahead=epochs_ahead(reader, start),
         )
+        if train:
+            self.start, self.sampler = start, sampler
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -226,30 +255,14 @@ class VideoDataModule(LightningDataModule):
             drop_last=train,
         )
 
-    def _progress(self, size: int) -> tuple[int, int]:
-        """Epoch to read next and its batches already trained on: a resumed run goes on exactly.
-
-        Lightning itself starts such an epoch anew, and after a checkpoint at an epoch's end lets
-        the workers read the same epoch again. Needs the batch size and processes of before.
-        """
-        if self.trainer is None or not self.trainer.fit_loop.is_resuming:
-            return self.trainer.current_epoch if self.trainer else 0, 0
-        # its warning that this loader cannot be resumed would be wrong
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        total = math.ceil(size / self.trainer.world_size) // self.batch_size
-        limit = self.trainer.limit_train_batches
-        total = min(limit, total) if isinstance(limit, int) else int(limit * total)
-        epoch = self.trainer.fit_loop.epoch_progress.current.ready - 1  # the last one begun
-        return (epoch, done) if done < total else (epoch + 1, 0)
-
     def _report(self) -> None:
         """Log the files that gave no clip; each rank speaks of those that it met."""
         rank = f" (rank {self.trainer.global_rank})" if self.trainer else ""
+        where = f"; see {self.report.path}" if self.report else ""
         for name, clips in self.clips.items():
             if clips.num_unusable or clips.num_missing:
                 logger.warning(
                     "data.%s%s: %d of %d videos could not give a clip and were replaced; "
-                    "%d more were listed but missing",
-                    *(name, rank, clips.num_unusable, clips.num_files, clips.num_missing),
+                    "%d more were listed but missing%s",
+                    *(name, rank, clips.num_unusable, clips.num_files, clips.num_missing, where),
                 )

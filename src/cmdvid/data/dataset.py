@@ -4,32 +4,34 @@ What a sample holds depends on (seed, epoch, row) and the files alone: never on 
 workers or ranks, nor on what was read before.
 """
 
-import logging
 import math
-import os
+import time
 from collections.abc import Iterator, Sized
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from cmdvid.data.index import Prompts
 from cmdvid.data.order import ShardWindows, random_order
+from cmdvid.data.skipped import SkippedFiles, Unusable
 from cmdvid.types import ClipBatch, PromptBatch, VideoEntry
 from cmdvid.video import ClipSpec, VideoError, read_clip
 
-logger = logging.getLogger(__name__)
-
-MAX_MESSAGES = 20  # unusable files named in the log; a broken download has thousands
+MAX_TRIES = 100  # files tried for one sample: with all of a disk gone, the run has to end
+WAITS = (0.1, 0.4, 1.0)  # seconds before a file that the disk did not give is tried again
 
 
 class ClipDataset(Dataset[ClipBatch]):
     """One clip of each video of an index.
 
-    A file that cannot give a clip is named in the log once, counted in ``num_unusable``, and its
-    place taken by another row, drawn from (seed, epoch, row). It is tried again whenever its turn
-    comes, for a damaged file may give another window.
+    A file that cannot give a clip is named in the log and the report once, counted in
+    ``num_unusable``, and its place taken by another row, drawn from (seed, epoch, row). It is tried
+    again whenever its turn comes, for a damaged file may give another window. A file that the disk
+    does not give is first waited for, two seconds at most.
 
     Args:
         index: Any index of ``cmdvid.data.index``, or another data set of ``VideoEntry``.
@@ -38,9 +40,13 @@ class ClipDataset(Dataset[ClipBatch]):
         flip: Mirror half of the training clips. Off by default: captions name directions.
         seed: Seed of windows, flips and replacements.
         strict: Raise at the first file that cannot give a clip, or is listed but missing.
+        max_bad_fraction: Raise when more than this share of the files tried so far (taken for 200
+            at least) could not give a clip.
+        report: Where such files are listed.
 
     Raises:
-        ValueError: If the index is empty; with ``strict``, if it misses files.
+        ValueError: If the index is empty or the share no share; with ``strict``, if the index
+            misses files.
     """
 
     def __init__(
@@ -52,6 +58,8 @@ class ClipDataset(Dataset[ClipBatch]):
         flip: bool = False,
         seed: int = 0,
         strict: bool = False,
+        max_bad_fraction: float = 0.2,
+        report: SkippedFiles | None = None,
     ) -> None:
         self.index, self.spec, self.train = index, spec, train
         self.flip, self.seed, self.strict = flip, seed, strict
@@ -67,13 +75,12 @@ class ClipDataset(Dataset[ClipBatch]):
                 "(named in the warning above) and strict is true; complete them, or set "
                 "strict: false"
             )
-        # in shared memory, so that workers learn from each other and the main process can count
-        self.unusable = torch.zeros(self.num_files, dtype=torch.bool).share_memory_()
+        self.unusable = Unusable(self.num_files, max_fraction=max_bad_fraction, report=report)
 
     @property
     def num_unusable(self) -> int:
         """Files met so far, in all workers, that could not give a clip."""
-        return int(self.unusable.sum())
+        return self.unusable.count
 
     def __len__(self) -> int:
         assert isinstance(self.index, Sized)
@@ -88,60 +95,56 @@ class ClipDataset(Dataset[ClipBatch]):
 
         Raises:
             VideoError: With ``strict``, if the file cannot give a clip.
-            ValueError: If no file of the index can.
+            ValueError: If too many files cannot, or none of those tried in its place.
         """
         epoch, i = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, epoch if self.train else 0, i])
         position = rng.random() if self.train else 0.5
         flipped = self.train and self.flip and rng.random() < 0.5
+        errors: list[VideoError] = []
         for row in self._candidates(i, rng):
             entry = self.index[row]
             try:
-                clip = read_clip(entry.path, self.spec, position, entry.part)
+                clip = self._read(row % self.num_files, entry, position)
             except VideoError as error:
                 if self.strict:
                     raise
-                self._mark(row, error)
+                self.unusable.add(row % self.num_files, entry.path, error)
+                errors.append(error)
                 continue
             return ClipBatch(clip.flip(-1) if flipped else clip, entry.condition, i)
-        raise ValueError(self._all_unusable())
+        raise ValueError(
+            f"none of {len(errors)} videos tried (of {self.num_files}) can give a clip; the first:"
+            + "".join(f"\n  {error}" for error in errors[:3])
+        )
 
     def _candidates(self, i: int, rng: np.random.Generator) -> Iterator[int]:
-        """Row ``i``, then all other files: a random stride without common factor visits them."""
+        """Row ``i``, then other files: a random stride without common factor visits them all."""
         yield i
         size = self.num_files
         stride = int(rng.integers(1, size)) if size > 1 else 1
         while math.gcd(stride, size) > 1:
             stride += 1
-        for step in range(1, size):
+        for step in range(1, min(size, MAX_TRIES)):
             yield (i + step * stride) % size
 
-    def _mark(self, row: int, error: VideoError) -> None:
-        if self.unusable[file := row % self.num_files]:
-            return
-        self.unusable[file] = True
-        number = self.num_unusable
-        if number <= MAX_MESSAGES:
-            logger.warning("unusable, another video takes its place: %s", error)
-        if number == MAX_MESSAGES:
-            logger.warning("further unusable files are only counted")
-
-    def _all_unusable(self) -> str:
-        """Say what is wrong with an index without a usable file, by its first rows."""
-        entries = [self.index[row] for row in range(min(3, self.num_files))]
-        files = [entry.part.url if entry.part else os.path.abspath(entry.path) for entry in entries]
-        folder = os.path.commonpath([os.path.dirname(file) for file in files])
-        reasons = "".join(f"\n  {_reason(entry, self.spec)}" for entry in entries)
-        return f"{folder}: none of {self.num_files} videos can give a clip; the first:{reasons}"
+    def _read(self, file: int, entry: VideoEntry, position: float) -> UInt8[Tensor, "3 l h w"]:
+        """Read a clip; a disk that does not answer may do so a little later."""
+        self.unusable.tried[file] = True
+        for wait in () if self.unusable.marked[file] else WAITS:
+            try:
+                return read_clip(entry.path, self.spec, position, entry.part)
+            except VideoError as error:
+                if not _may_pass(error):
+                    raise
+            time.sleep(wait)
+        return read_clip(entry.path, self.spec, position, entry.part)
 
 
-def _reason(entry: VideoEntry, spec: ClipSpec) -> str:
-    """Why a file gives no clip."""
-    try:
-        read_clip(entry.path, spec, part=entry.part)
-    except VideoError as error:
-        return str(error)
-    return f"{entry.path}: could not be read before, but can now"
+def _may_pass(error: VideoError) -> bool:
+    """Whether the disk failed, not the file: a network disk may come back."""
+    lasting = PermissionError, IsADirectoryError, NotADirectoryError
+    return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, lasting)
 
 
 class PromptDataset(Dataset[PromptBatch]):
@@ -178,7 +181,7 @@ class ClipSampler(DistributedSampler):
         rank: This process.
         world_size: Number of processes.
         epoch: The first epoch, for workers start to read before Lightning calls ``set_epoch``.
-        start: Samples of this rank to leave out in that epoch: a resumed run had them.
+        start: Samples, of all ranks, to leave out in that epoch: a resumed run had them.
         ahead: Epochs that Lightning's count is ahead: it takes one that ``max_steps`` cut short
             for over, and a resumed run finishes it.
     """
@@ -206,9 +209,11 @@ class ClipSampler(DistributedSampler):
         self.shards: ShardWindows | None = getattr(dataset, "shards", None)
         self.epoch = self.first_epoch = epoch
         self.start, self.ahead = start, ahead
+        self.is_read = False  # until Lightning begins an epoch, which it may never do
 
     def set_epoch(self, epoch: int) -> None:
-        """Set Lightning's count of epochs."""
+        """Set Lightning's count of epochs, when it begins one."""
+        self.is_read = True
         self.epoch = epoch - self.ahead
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -217,5 +222,6 @@ class ClipSampler(DistributedSampler):
         if self.shuffle:
             order = random_order(self.size, seed=self.seed, epoch=epoch, shards=self.shards)
         start = self.start if epoch == self.first_epoch else 0
-        for n in range(start, self.num_samples):
-            yield epoch, int(order[(self.rank + n * self.num_replicas) % self.size])
+        left = math.ceil((self.size - start) / self.num_replicas) if start else self.num_samples
+        for n in range(left):
+            yield epoch, int(order[(start + self.rank + n * self.num_replicas) % self.size])

@@ -1,5 +1,7 @@
 """Stage one: train the autoencoder by plain reconstruction (CMD section 3.1)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -19,6 +21,8 @@ from cmdvid.stages.noise import seed_batch
 from cmdvid.stages.optimization import clip, configure
 from cmdvid.stages.sizes import check_sides
 from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch, PromptBatch, VideoLatent
+
+STATISTICS_EPOCH = 2**31 - 1  # training never comes so far
 
 
 class AutoencoderStage(LightningModule):
@@ -106,13 +110,22 @@ class AutoencoderStage(LightningModule):
         still = shown.content[:, :, None].expand_as(batch.clip)
         return {"real": batch.clip, "reconstruction": cast(Tensor, shown.clip), "content": still}
 
-    def on_train_start(self) -> None:
-        """Remember the run's seed; forget statistics that these steps will outdate."""
+    def setup(self, stage: str) -> None:
+        """Remember the run's seed, before batches seed their own."""
         self.run_seed = torch.initial_seed()
+
+    def on_train_start(self) -> None:
+        """Forget statistics that these steps will outdate."""
         self.autoencoder.get_buffer("measured").fill_(False)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Draw other noise on each process, and after a stop what would have come without it."""
+        seed_batch(self, self.run_seed, self.global_step, batch_idx)
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw the same noise at each validation, so that losses compare."""
         seed_batch(self, self.run_seed, batch_idx)
 
     def on_train_end(self) -> None:
@@ -190,15 +203,14 @@ class AutoencoderStage(LightningModule):
     def _measure_latents(self) -> None:
         moments = LatentMoments().to(self.device)
         loader = cast(Any, self.trainer.train_dataloader)
-        sampler = getattr(loader, "sampler", None)
-        if isinstance(sampler, DistributedSampler):  # a resumed run's first epoch leaves clips out
-            sampler.set_epoch(sampler.epoch + 1)
         share = -(-self.statistics_clips // self.trainer.world_size)
         self.autoencoder.eval()
         # in the precision of training, in which `encode` encodes too
         precision = self.trainer.precision_plugin.val_step_context
-        with tqdm(total=share, desc="measuring latents", disable=self.global_rank > 0) as bar:
-            for batch in loader:
+        bar = tqdm(total=share, desc="measuring latents", disable=self.global_rank > 0)
+        with bar, _epoch_of_its_own(loader):
+            for number, batch in enumerate(loader):
+                seed_batch(self, self.run_seed, number)  # a codec may draw
                 moved = to_float(self.transfer_batch_to_device(batch, self.device, 0))
                 with precision():
                     latent = self.autoencoder.encode(self._frames(moved))
@@ -211,3 +223,15 @@ class AutoencoderStage(LightningModule):
         if self.codec.fixed_scale:  # content frames stay as the pretrained model knows them
             content = torch.stack([torch.zeros_like(content[0]), torch.ones_like(content[1])])
         self.autoencoder.set_statistics(content, motion)
+
+
+@contextmanager
+def _epoch_of_its_own(loader: Any) -> Iterator[None]:
+    """Let a loader read a whole epoch apart, the same whenever and however often a run stopped."""
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler):
+        yield
+        return
+    trained, sampler.epoch = sampler.epoch, STATISTICS_EPOCH
+    yield
+    sampler.epoch = trained  # for the checkpoint says which epoch was trained on

@@ -82,7 +82,8 @@ class DiffusionStage(LightningModule):
         return latent._replace(**{self.part: sample})
 
     def setup(self, stage: str) -> None:
-        """Refuse cached latents of another autoencoder, and clips of a size that does not fit."""
+        """Remember the run's seed; refuse latents of another autoencoder and sizes that do not fit."""
+        self.run_seed = torch.initial_seed()  # batches will seed their own
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, VideoDataModule):
             self.latents.check(data.latents_for(stage))
@@ -91,12 +92,14 @@ class DiffusionStage(LightningModule):
                 networks = {"autoencoder": frozen.autoencoder, "denoiser": self.diffusion.denoiser}
                 check_sides(spec, codec=frozen.codec, **networks)
 
-    def on_train_start(self) -> None:
-        """Remember the run's seed, before batches seed their own."""
-        self.run_seed = torch.initial_seed()
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Draw other noise on each process, and after a stop what would have come without it."""
+        seed_batch(self, self.run_seed, self.global_step, batch_idx)
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw the same noise at each validation, so that losses compare."""
         seed_batch(self, self.run_seed, batch_idx)
 
     def training_step(self, batch: ClipBatch | LatentBatch) -> Tensor:

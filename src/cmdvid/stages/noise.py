@@ -19,10 +19,10 @@ def sample_generators(seed: int, index: Tensor) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(mix(seed, i)) for i in index.tolist()]
 
 
-def seed_batch(stage: LightningModule, seed: int, batch_idx: int) -> None:
-    """Seed what a training step draws by the run's seed, process, step and batch.
+def seed_batch(stage: LightningModule, seed: int, *place: int) -> None:
+    """Seed all that a step draws by the run's seed, the process, and the step's place in the run.
 
     Lightning seeds all processes alike, which would then draw the same noise; and a resumed run
-    would draw that of its beginning again.
+    would draw that of its beginning again, for checkpoints hold no state of random numbers.
     """
-    torch.manual_seed(mix(seed, stage.global_rank, stage.global_step, batch_idx))
+    torch.manual_seed(mix(seed, stage.global_rank, *place))

@@ -1,0 +1,113 @@
+"""Files that gave no clip: how many there are, and one report of them for all processes."""
+
+import fcntl
+import json
+import logging
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGES = 20  # unusable files named in the log; a broken download has thousands
+FEW = 200  # files; the share of bad ones among fewer says little
+
+
+class Unusable:
+    """Files of an index that could not give a clip, counted over all loader workers.
+
+    Args:
+        num_files: Files of the index.
+        max_fraction: Of the files tried so far, taken for 200 at least, no more may be unusable.
+        report: Where they are listed.
+
+    Raises:
+        ValueError: If the share is no share.
+    """
+
+    def __init__(
+        self, num_files: int, *, max_fraction: float, report: "SkippedFiles | None" = None
+    ) -> None:
+        if not 0 <= max_fraction <= 1:
+            raise ValueError(f"max_bad_fraction must lie in 0..1, got {max_fraction}")
+        self.max_fraction, self.report = max_fraction, report
+        # in shared memory, so that workers learn from each other and the main process can count
+        self.marked = torch.zeros(num_files, dtype=torch.bool).share_memory_()
+        self.tried = torch.zeros_like(self.marked).share_memory_()
+        self.reasons: list[str] = []  # the first that this process met
+
+    @property
+    def count(self) -> int:
+        """Unusable files that all workers met so far."""
+        return int(self.marked.sum())
+
+    def add(self, file: int, path: str, error: ValueError) -> None:
+        """Count, log and report a file, once.
+
+        Raises:
+            ValueError: If there are too many now.
+        """
+        if self.marked[file]:
+            return
+        self.marked[file] = True
+        number, tried = self.count, int(self.tried.sum())
+        if number <= MAX_MESSAGES:
+            logger.warning("unusable, another video takes its place: %s", error)
+        if number == MAX_MESSAGES:
+            logger.warning("further unusable files are only counted")
+        self.reasons = [*self.reasons, f"\n  {error}"][:3]
+        if self.report:
+            self.report.add(path, str(error).removeprefix(f"{os.path.abspath(path)}: "))
+        if number > self.max_fraction * max(tried, FEW):
+            listed = f"\nall of them are in {self.report.path}" if self.report else ""
+            raise ValueError(
+                f"{number} of the {tried} videos tried so far could not give a clip, more than "
+                f"data.max_bad_fraction ({self.max_fraction}) allows; among them:"
+                f"{''.join(self.reasons)}{listed}"
+            )
+
+
+class SkippedFiles:
+    """A JSON line for each file that gave no clip: ``path``, ``reason`` and ``first_seen`` (UTC).
+
+    Loader workers, processes of a distributed run and later runs in the same folder add to it; each
+    reads first what the others have added, so that no file comes twice. It is made with its first
+    line.
+
+    Args:
+        path: The report.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.known: set[str] = set()
+        self.offset = 0  # how far this process has read it
+
+    def add(self, file: str, reason: str) -> None:
+        """Add a file, unless it is there. A report that cannot be written stops no training."""
+        if file in self.known:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+b") as report:
+                fcntl.lockf(report, fcntl.LOCK_EX)  # released when the file is closed
+                report.seek(self.offset)
+                self.known |= {_path_of(line) for line in report}
+                if file not in self.known:
+                    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                    line = json.dumps({"path": file, "reason": reason, "first_seen": now})
+                    report.write(line.encode() + b"\n")
+                self.offset = report.tell()
+        except OSError as error:
+            logger.warning("%s: cannot be written (%s)", self.path, error.strerror)
+        self.known.add(file)
+
+
+def _path_of(line: bytes) -> str:
+    """The file that a line names; none if a full disk cut the line short."""
+    try:
+        return json.loads(line)["path"]
+    except ValueError:
+        return ""
