@@ -3,7 +3,6 @@
 import logging
 import math
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,19 +10,26 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
+from cmdvid.data.cache import CacheShards, ShardKeys
 from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
-from cmdvid.types import ClipBatch
+from cmdvid.types import ClipBatch, FramesBatch, LatentBatch
 from cmdvid.video import ClipSpec
 
 logger = logging.getLogger(__name__)
 
 
 def to_float(batch: Any) -> Any:
-    """The same batch with uint8 clips as float in [-1, 1]."""
+    """The same batch with uint8 clips as float in [-1, 1], and cached values as float32."""
     if isinstance(batch, ClipBatch) and not batch.clip.is_floating_point():
         return batch._replace(clip=batch.clip.float() / 127.5 - 1)
+    if isinstance(batch, LatentBatch):
+        values = (batch.latent, batch.text)
+        latent, text = (type(value)(*(part.float() for part in value)) for value in values)
+        return batch._replace(latent=latent, text=text)
+    if isinstance(batch, FramesBatch):
+        return batch._replace(frames=batch.frames.float())
     return batch
 
 
@@ -31,7 +37,8 @@ class VideoDataModule(LightningDataModule):
     """Batches for each verb, from indexes of video files or from cached latents.
 
     Training draws random windows in a random order, evaluation the middle window in the given
-    order. Stages receive ClipBatch (float "b 3 l h w" in [-1, 1]), LatentBatch, or PromptBatch.
+    order. Stages receive ClipBatch (float "b 3 l h w" in [-1, 1]), LatentBatch, FramesBatch or
+    PromptBatch.
     Workers hand over uint8, a quarter of the bytes. All is sharded over ranks here, so the trainer
     needs ``use_distributed_sampler=False``.
 
@@ -43,7 +50,8 @@ class VideoDataModule(LightningDataModule):
         predict: Index for ``predict``, or Prompts; by default ``val``, clips if there are any.
         test: Named indexes for ``test``; by default ``val``.
         spec: The clip to cut from each video.
-        latents: Folder of cached latents, whose ``train`` and ``val`` then stand in for the clips.
+        latents: Folder of cached latents, or of frames for the autoencoder stage, whose ``train``
+            and ``val`` then stand in for the clips.
         batch_size: Clips in a batch, per process.
         num_workers: Processes that read, per process.
         seed: Seed of order, windows and flips.
@@ -76,7 +84,7 @@ class VideoDataModule(LightningDataModule):
         self.spec, self.latents = spec, latents
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.flip, self.strict = seed, flip, strict
-        self.split: str | None = None  # "train" or "val": what `encode` reads through predict
+        self.encoding: list[CacheShards] = []  # what `encode` makes, reading through predict
         self.clips: dict[str, ClipDataset] = {}  # in use, by name, to report bad files at the end
         # not to the logger, which refuses a name that the stage has too, with another value
         self.save_hyperparameters(logger=False)
@@ -104,9 +112,7 @@ class VideoDataModule(LightningDataModule):
         if stage in ("validate", "test") and not have_val:
             verb = TrainerFn(stage).value
             raise ValueError(f"{verb} needs data.val, an index of videos, or data.latents")
-        if self.split is not None:
-            return self.check_split(self.split)
-        if stage == "predict" and self.predict is None and not have_val:
+        if stage == "predict" and self.predict is None and not have_val and not self.encoding:
             raise ValueError(
                 "predict needs data.predict, an index of videos or Prompts, data.val or "
                 "data.latents"
@@ -140,10 +146,11 @@ class VideoDataModule(LightningDataModule):
             return [self._loader(self._source("val", self.val))]
         return [self._loader(self._clips(name, index)) for name, index in self.test.items()]
 
-    def predict_dataloader(self) -> DataLoader:
-        """Prompts, clips of ``predict`` or ``val``, or cached latents; of ``split`` for encode."""
-        if self.split is not None:
-            return self._loader(self._clips(self.split, getattr(self, self.split)))
+    def predict_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Prompts, clips of ``predict`` or ``val``, or cached latents; what encode still lacks."""
+        if self.encoding:
+            self.encoding = [shards for shards in self.encoding if shards.missing()]
+            return [self._encoding_loader(shards) for shards in self.encoding]
         if isinstance(self.predict, Prompts):
             return self._loader(PromptDataset(self.predict))
         if self.latents_for("predict") is not None:
@@ -168,7 +175,7 @@ class VideoDataModule(LightningDataModule):
         """Cached latents if there are any, else the clips of an index."""
         if self.latents is None:
             return self._clips(name, index)
-        return LatentDataset(Path(self.latents) / name)
+        return LatentDataset(self.latents, name, flip=self.flip and name == "train", seed=self.seed)
 
     def _clips(self, name: str, index: Dataset | None) -> ClipDataset:
         assert index is not None, "setup() checks it"
@@ -183,6 +190,18 @@ class VideoDataModule(LightningDataModule):
                 strict=self.strict,
             )
         return self.clips[name]
+
+    def _encoding_loader(self, shards: CacheShards) -> DataLoader:
+        """This rank's share of the missing shards, each in whole batches."""
+        assert self.trainer is not None
+        numbers = shards.missing()[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(
+            self._clips(shards.name, getattr(self, shards.name)),
+            batch_size=self.batch_size,
+            sampler=ShardKeys(shards.split, numbers),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def _loader(
         self, dataset: ClipDataset | LatentDataset | PromptDataset, *, train: bool = False

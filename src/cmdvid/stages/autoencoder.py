@@ -1,5 +1,6 @@
 """Stage one: train the autoencoder by plain reconstruction (CMD section 3.1)."""
 
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -10,14 +11,22 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
-from cmdvid.data.datamodule import to_float
+from cmdvid.data.datamodule import VideoDataModule, to_float
+from cmdvid.data.manifest import refuse_other_fields
 from cmdvid.losses import LatentMoments, psnr
 from cmdvid.models.autoencoder import Autoencoder, content_frame
 from cmdvid.models.codecs import PixelCodec
-from cmdvid.stages.networks import describe
+from cmdvid.stages.networks import describe, identify_codec
 from cmdvid.stages.noise import seed_batch
 from cmdvid.stages.optimization import clip, configure
-from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch, PromptBatch, VideoLatent
+from cmdvid.types import (
+    ClipBatch,
+    FramesBatch,
+    GeneratedBatch,
+    LatentBatch,
+    PromptBatch,
+    VideoLatent,
+)
 
 
 class AutoencoderStage(LightningModule):
@@ -51,7 +60,17 @@ class AutoencoderStage(LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.statistics_clips = statistics_clips
 
-    def training_step(self, batch: ClipBatch) -> Tensor:
+    def setup(self, stage: str) -> None:
+        """Refuse cached frames of another codec or other clips, if the verb reads any."""
+        data = cast(Any, self.trainer).datamodule
+        if not isinstance(data, VideoDataModule) or (folder := data.latents_for(stage)) is None:
+            return
+        wanted: dict[str, Any] = {"holds": "frames", "codec": identify_codec(self.codec)}
+        if data.train is not None or data.val is not None:  # else no spec was asked for
+            wanted["spec"] = asdict(data.spec)
+        refuse_other_fields(folder, wanted)
+
+    def training_step(self, batch: ClipBatch | FramesBatch) -> Tensor:
         """Mean squared error between frames and their reconstruction."""
         frames = self._frames(batch)
         rebuilt, latent = self.autoencoder(frames)
@@ -60,24 +79,30 @@ class AutoencoderStage(LightningModule):
         self._log_content(latent, frames)
         return loss
 
-    def validation_step(self, batch: ClipBatch) -> None:
-        """PSNR of the reconstruction, beside that of repeating the mean frame."""
+    def validation_step(self, batch: ClipBatch | FramesBatch) -> None:
+        """PSNR of the reconstruction, beside that of repeating the mean frame.
+
+        With cached frames there is no clip to compare with but what the codec makes of them.
+        """
         frames = self._frames(batch)
         rebuilt, _ = self.autoencoder(frames)
         mean = frames.mean(dim=2, keepdim=True).expand_as(frames)
         size = len(frames)
         self.log("val/loss", (rebuilt - frames).square().mean(), batch_size=size, sync_dist=True)
-        score, trivial = (psnr(self.codec.decode(f), batch.clip).mean() for f in (rebuilt, mean))
+        real = self._real(batch)
+        score, trivial = (psnr(self.codec.decode(f), real).mean() for f in (rebuilt, mean))
         self.log("val/psnr", score, batch_size=size, sync_dist=True, prog_bar=True)
         self.log("val/psnr_mean_frame", trivial, batch_size=size, sync_dist=True)
 
-    def predict_step(self, batch: ClipBatch | LatentBatch | PromptBatch) -> GeneratedBatch:
+    def predict_step(
+        self, batch: ClipBatch | FramesBatch | LatentBatch | PromptBatch
+    ) -> GeneratedBatch:
         """Reconstructions, with the content frames they came from.
 
         Raises:
             ValueError: If the batch holds no clips.
         """
-        if not isinstance(batch, ClipBatch):
+        if not isinstance(batch, ClipBatch | FramesBatch):
             raise ValueError(
                 "an autoencoder rebuilds clips: give data.val or data.predict, an index of videos; "
                 "to generate from prompts give --ckpt a pipeline folder, which `cmdvid export` "
@@ -89,15 +114,16 @@ class AutoencoderStage(LightningModule):
             content=self.codec.decode(latent.content[:, :, None])[:, :, 0],
             condition=cast(Any, batch.condition),
             index=cast(Tensor, batch.index),
-            real=batch.clip,
+            real=self._real(batch),
         )
 
     @torch.no_grad()
-    def preview(self, batch: ClipBatch) -> dict[str, Tensor]:
+    def preview(self, batch: ClipBatch | FramesBatch) -> dict[str, Tensor]:
         """Clips to look at: real, reconstruction, and the content frame held still."""
         shown = self.predict_step(batch)
-        still = shown.content[:, :, None].expand_as(batch.clip)
-        return {"real": batch.clip, "reconstruction": cast(Tensor, shown.clip), "content": still}
+        real = cast(Tensor, shown.real)
+        still = shown.content[:, :, None].expand_as(real)
+        return {"real": real, "reconstruction": cast(Tensor, shown.clip), "content": still}
 
     def on_train_start(self) -> None:
         """Remember the run's seed; forget statistics that these steps will outdate."""
@@ -142,9 +168,14 @@ class AutoencoderStage(LightningModule):
     ) -> None:
         clip(self.autoencoder.parameters(), gradient_clip_val, gradient_clip_algorithm)
 
-    def _frames(self, batch: ClipBatch) -> Tensor:
+    def _frames(self, batch: ClipBatch | FramesBatch) -> Tensor:
+        if isinstance(batch, FramesBatch):
+            return batch.frames
         with torch.no_grad():
             return self.codec.encode(batch.clip)
+
+    def _real(self, batch: ClipBatch | FramesBatch) -> Tensor:
+        return batch.clip if isinstance(batch, ClipBatch) else self.codec.decode(batch.frames)
 
     @torch.no_grad()
     def _log_content(self, latent: VideoLatent, frames: Tensor) -> None:
@@ -183,8 +214,9 @@ class AutoencoderStage(LightningModule):
         with tqdm(total=share, desc="measuring latents", disable=self.global_rank > 0) as bar:
             for batch in loader:
                 moved = to_float(self.transfer_batch_to_device(batch, self.device, 0))
-                moments.update(self.autoencoder.encode(self._frames(moved)))
-                bar.update(len(moved.clip))
+                frames = self._frames(moved)
+                moments.update(self.autoencoder.encode(frames))
+                bar.update(len(frames))
                 if bar.n >= share:
                     break
         self.autoencoder.train()

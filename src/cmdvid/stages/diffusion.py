@@ -81,10 +81,11 @@ class DiffusionStage(LightningModule):
         return latent._replace(**{self.part: sample})
 
     def setup(self, stage: str) -> None:
-        """Refuse cached latents of another autoencoder, if the verb reads any."""
+        """Refuse cached latents that are not this stage's, if the verb reads any."""
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, VideoDataModule):
-            self.latents.check(data.latents_for(stage))
+            conditioner = self.diffusion.conditioner
+            self.latents.check(data, stage, part=self.part, conditioner=conditioner)
 
     def on_train_start(self) -> None:
         """Remember the run's seed, before batches seed their own."""
@@ -96,7 +97,7 @@ class DiffusionStage(LightningModule):
 
     def training_step(self, batch: ClipBatch | LatentBatch) -> Tensor:
         """The loss of Eq. 2 on this stage's part of the latent."""
-        latent, condition = self.latents(batch)
+        latent, condition = self._embedded(batch)
         x = getattr(latent, self.part)
         loss = self.diffusion.loss(x, condition, **self.context(latent))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(x))
@@ -104,7 +105,7 @@ class DiffusionStage(LightningModule):
 
     def validation_step(self, batch: ClipBatch | LatentBatch) -> None:
         """The same loss with averaged weights."""
-        latent, condition = self.latents(batch)
+        latent, condition = self._embedded(batch)
         x = getattr(latent, self.part)
         loss = self.diffusion.ema_loss(x, condition, **self.context(latent))
         self.log("val/loss", loss, prog_bar=True, batch_size=len(x), sync_dist=True)
@@ -156,3 +157,9 @@ class DiffusionStage(LightningModule):
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
         clip(self.diffusion.parameters(), gradient_clip_val, gradient_clip_algorithm)
+
+    def _embedded(self, batch: ClipBatch | LatentBatch) -> tuple[VideoLatent, Condition | Tensor]:
+        """Latent and condition; in place of captions what was cached of a text encoder, if it was."""
+        latent, condition = self.latents(batch)
+        text = getattr(batch.text, self.part) if isinstance(batch, LatentBatch) else None
+        return latent, condition if text is None or not text.numel() else text
