@@ -159,7 +159,7 @@ class DiffusionStage(LightningModule):
         clip(self.diffusion.parameters(), gradient_clip_val, gradient_clip_algorithm)
 
     def _embedded(self, batch: ClipBatch | LatentBatch) -> tuple[VideoLatent, Condition | Tensor]:
-        """Latent and condition; in place of captions what was cached of a text encoder, if it was."""
+        """Latent and condition; instead of captions their embeddings, if those are cached."""
         latent, condition = self.latents(batch)
         text = getattr(batch.text, self.part) if isinstance(batch, LatentBatch) else None
         return latent, condition if text is None or not text.numel() else text
