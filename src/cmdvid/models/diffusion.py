@@ -187,7 +187,9 @@ class Diffusion(nn.Module):
         condition: Condition | Tensor,
         **context: Tensor,
     ) -> Tensor:
-        noise, t = torch.randn_like(x), self._random_steps(x)
+        # the same noise for x in any layout: a cached latent's is not that of one just encoded
+        noise = torch.randn_like(x, memory_format=torch.contiguous_format)
+        t = self._random_steps(x)
         level = signal_levels(self.scheduler).to(x.device)[t].view(-1, *[1] * (x.ndim - 1))
         a, s = level.sqrt().to(x.dtype), (1 - level).sqrt().to(x.dtype)
         noisy = a * x + s * noise  # sqrt(abar) x_0 + sqrt(1 - abar) eps, CMD Eq. 2

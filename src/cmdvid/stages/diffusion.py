@@ -82,6 +82,7 @@ class DiffusionStage(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse cached latents that are not this stage's, if the verb reads any."""
+        _ = self.latents.frozen  # read it now: in the first step it would draw from its noise
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, VideoDataModule):
             conditioner = self.diffusion.conditioner
