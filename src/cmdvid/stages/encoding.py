@@ -88,24 +88,25 @@ class EncodingStage(LightningModule):
         self.conditions += labels.tolist() if isinstance(labels, Tensor) else list(labels)
         rows = shards.split.rows(number)
         if len(self.conditions) == len(rows) * shards.split.clips_per_video:
-            self._write(shards, number, batch_size=len(index))
+            self._write(shards, number)
         return index
 
-    def _write(self, shards: CacheShards, number: int, *, batch_size: int) -> None:
+    def _write(self, shards: CacheShards, number: int) -> None:
         tensors = {name: torch.cat([p[name] for p in self.parts]) for name in self.parts[0]}
         if isinstance(self.conditions[0], str):
             captions, places = distinct(cast(list[str], self.conditions))
             tensors |= {"condition": torch.tensor(places), **pack_captions(captions)}
             for part, conditioner in self.conditioners.items():
-                tensors[f"{part}_text"] = self._embed(conditioner, captions, batch_size)
+                tensors[f"{part}_text"] = self._embed(conditioner, captions)
         else:
             tensors["condition"] = torch.tensor(self.conditions)
         shards.write(number, tensors)
         self.parts, self.conditions = [], []
 
-    def _embed(self, conditioner: nn.Module, captions: list[str], batch_size: int) -> Tensor:
+    def _embed(self, conditioner: nn.Module, captions: list[str]) -> Tensor:
         conditioner.to(self.device)  # no trainer knows of it
-        chunks = (captions[i : i + batch_size] for i in range(0, len(captions), batch_size))
+        size = cast(Any, self.trainer).datamodule.batch_size
+        chunks = (captions[i : i + size] for i in range(0, len(captions), size))
         return torch.cat([conditioner(chunk).to(self.dtype_stored).cpu() for chunk in chunks])
 
 
