@@ -14,23 +14,10 @@ from cmdvid.data.cache import CacheShards, ShardKeys
 from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
-from cmdvid.types import ClipBatch, FramesBatch, LatentBatch
+from cmdvid.data.precision import to_float
 from cmdvid.video import ClipSpec
 
 logger = logging.getLogger(__name__)
-
-
-def to_float(batch: Any) -> Any:
-    """The same batch with uint8 clips as float in [-1, 1], and cached values as float32."""
-    if isinstance(batch, ClipBatch) and not batch.clip.is_floating_point():
-        return batch._replace(clip=batch.clip.float() / 127.5 - 1)
-    if isinstance(batch, LatentBatch):
-        values = (batch.latent, batch.text)
-        latent, text = (type(value)(*(part.float() for part in value)) for value in values)
-        return batch._replace(latent=latent, text=text)
-    if isinstance(batch, FramesBatch):
-        return batch._replace(frames=batch.frames.float())
-    return batch
 
 
 class VideoDataModule(LightningDataModule):
@@ -38,9 +25,8 @@ class VideoDataModule(LightningDataModule):
 
     Training draws random windows in a random order, evaluation the middle window in the given
     order. Stages receive ClipBatch (float "b 3 l h w" in [-1, 1]), LatentBatch, FramesBatch or
-    PromptBatch.
-    Workers hand over uint8, a quarter of the bytes. All is sharded over ranks here, so the trainer
-    needs ``use_distributed_sampler=False``.
+    PromptBatch. Workers hand over uint8, a quarter of the bytes. All is sharded over ranks here, so
+    the trainer needs ``use_distributed_sampler=False``.
 
     Twelve arguments, though eight are the limit: each is a line of the user's config.
 
@@ -112,7 +98,7 @@ class VideoDataModule(LightningDataModule):
         if stage in ("validate", "test") and not have_val:
             verb = TrainerFn(stage).value
             raise ValueError(f"{verb} needs data.val, an index of videos, or data.latents")
-        if stage == "predict" and self.predict is None and not have_val and not self.encoding:
+        if stage == "predict" and self.predict is None and not have_val:
             raise ValueError(
                 "predict needs data.predict, an index of videos or Prompts, data.val or "
                 "data.latents"

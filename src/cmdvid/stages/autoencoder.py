@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
-from cmdvid.data.datamodule import VideoDataModule, to_float
+from cmdvid.data.datamodule import VideoDataModule
 from cmdvid.data.manifest import refuse_other_fields
+from cmdvid.data.precision import to_float
 from cmdvid.losses import LatentMoments, psnr
 from cmdvid.models.autoencoder import Autoencoder, content_frame
 from cmdvid.models.codecs import PixelCodec

@@ -150,6 +150,8 @@ def encode(
         return
     datamodule.flip = False  # mirrored clips are made of the others
     datamodule.encoding = shards
+    # a process may have nothing to do where little is missing
+    datamodule.allow_zero_length_dataloader_with_multiple_devices = True
     stage = EncodingStage(
         encoder.encode, manifest=manifest, out=out, conditioners=texts, overwrite=options.overwrite
     )
