@@ -15,7 +15,7 @@ LAYERS = (  # a row imports only from rows above it
     {"evaluation"},
     {"request", "pipeline", "stages", "callbacks", "export"},
     {"profiling", "memory", "cost_parts", "cost_report"},
-    {"profile_command", "settings", "cli", "__main__", "__init__"},
+    {"profile_command", "settings", "trainer", "cli", "__main__", "__init__"},
 )
 STRANGERS = ({"models", "data"},)  # same row, and yet they never meet
 EXCEPTIONS = {
@@ -30,6 +30,7 @@ ONLY = {
         "evaluation",
         "profile_command",
         "settings",
+        "trainer",
         "cli",
     },
     "av": {"container", "video", "reencode"},

@@ -1,6 +1,5 @@
 """The command line on real files: what a verb writes, what wins, and what an error says."""
 
-import os
 import re
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
-from safetensors.torch import load_file
 
 import cmdvid
 from cmdvid.__main__ import VERBS, main
@@ -142,21 +140,6 @@ def test_other_verbs_keep_the_training_config(here):
     main(["validate", "--config", "ae.yaml", "--ckpt", "run/last.ckpt"])
     assert Path("run/config.validate.yaml").is_file()
     assert Path("run/config.fit.yaml").read_text() == before
-
-
-@pytest.mark.ddp
-def test_two_processes_encode_each_clip_once(here, tmp_path):
-    devices = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    words = ["encode", "--ckpt", "run/last.ckpt", "--out", str(tmp_path), *devices, *CPU]
-    subprocess.run(
-        [sys.executable, "-m", "cmdvid", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=240, capture_output=True,
-    )  # fmt: skip
-    for split, size in (("train", 4), ("val", 2)):
-        shards = [load_file(path) for path in (tmp_path / split).iterdir()]
-        assert len(shards) == 2
-        assert sorted(torch.cat([shard["index"] for shard in shards]).tolist()) == [*range(size)]
-    assert (tmp_path / "manifest.json").is_file()
 
 
 def test_encode_counts_bad_files_and_needs_both_splits_from_the_start(

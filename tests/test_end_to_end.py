@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from cmdvid.__main__ import main
-from cmdvid.data.latents import LatentDataset, read_manifest
+from cmdvid.data.latents import LatentDataset
+from cmdvid.data.manifest import read_manifest
 from cmdvid.stages.diffusion import DiffusionStage
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -81,14 +82,14 @@ def export(run: Path, out: Path, *words: str) -> None:
 
 
 def test_latents_have_unit_variance_and_know_their_autoencoder(run):
-    dataset = LatentDataset(run / "latents/train")
+    dataset = LatentDataset(run / "latents", "train")
     assert len(dataset) == 12
     latents = [dataset[0, i].latent for i in range(12)]
     for part in ("content", "motion"):
         values = torch.stack([getattr(latent, part) for latent in latents])
         assert values.mean().abs() < 0.01
         assert 0.99 < values.std() < 1.01
-    assert len(read_manifest(run / "latents")["autoencoder"]) == 64
+    assert len(read_manifest(run / "latents").autoencoder) == 64
 
 
 def test_prompts_become_videos(run, tmp_path):

@@ -49,7 +49,15 @@ VERBS = {
         "Write the latents of a data set, for the content and motion stages to train on.",
         """\
   --ckpt PATH            autoencoder checkpoint; the data are those of its training
-  --out DIR              where the latents go (default: latents)
+  --out DIR              where the latents go (default: latents); after a stop it goes on there
+  --dtype fp32|fp16|bf16 precision of what is stored (default: fp32)
+  --clips_per_video N    windows of each training video (default: 1)
+  --flips true           training clips mirrored too
+  --content_conditioner CLASS, --motion_conditioner CLASS
+                         store what a frozen text encoder makes of the captions
+  --frames_only true     the codec's frames, for the autoencoder stage; no checkpoint needed
+  --shard_size N         clips in a file (default: 512)
+  --overwrite true       begin anew where other settings were used before
   --config, --model.KEY, --data.KEY, --trainer.KEY
                          as in fit""",
     ),

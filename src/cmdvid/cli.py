@@ -30,6 +30,7 @@ from cmdvid.settings import (
     spread_options,
     use_pipeline,
 )
+from cmdvid.trainer import CMDTrainer
 
 CKPT_HELP = "Checkpoint: a file, 'last' or 'best'; for test and predict also a pipeline folder."
 PREDICT_OPTIONS: dict[str, tuple[Any, str]] = {
@@ -51,29 +52,6 @@ NOISE = (  # how jsonargparse reports a value of type "a stage or None"
     "Given value: Namespace(",
     "Given value: NestedArg(",
 )
-
-
-class CMDTrainer(Trainer):
-    """Lightning's Trainer with one verb more."""
-
-    def encode(
-        self,
-        model: LightningModule,
-        datamodule: Any = None,
-        ckpt_path: str | None = None,
-        out: str = "latents",
-    ) -> None:
-        """Write the latents of a data set, for the content and motion stages to train on.
-
-        Args:
-            model: The autoencoder stage.
-            datamodule: Where the clips come from.
-            ckpt_path: Weights of the autoencoder.
-            out: Folder of the latents.
-        """
-        from cmdvid.stages.encoding import encode
-
-        encode(self, datamodule, ckpt=ckpt_path, out=out)
 
 
 class WholeCheckpoints(TorchCheckpointIO):

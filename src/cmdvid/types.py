@@ -7,6 +7,7 @@ Axes: ``b`` batch, ``c`` channels, ``l`` frames, ``h w`` height and width, ``y x
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -52,10 +53,26 @@ class VideoLatent(NamedTuple):
     motion: Float[Tensor, "b m l s"]  # rows then columns of the patch grid, s = y + x (Eq. 4)
 
 
+class TextEmbedding(NamedTuple):
+    """Captions as the frozen text encoders of both models read them; empty if not cached."""
+
+    content: Float[Tensor, "*b n d"] | Float[Tensor, "*b 0"] = torch.empty(0)
+    motion: Float[Tensor, "*b d"] | Float[Tensor, "*b 0"] = torch.empty(0)
+
+
 class LatentBatch(NamedTuple):
     """Encoded clips of unit variance, as read from a latent cache."""
 
     latent: VideoLatent
+    condition: Condition | int | str
+    index: Int[Tensor, " b"] | int
+    text: TextEmbedding = TextEmbedding()  # of the condition, if it is a caption
+
+
+class FramesBatch(NamedTuple):
+    """Clips as their codec encodes them, read from a cache of frames."""
+
+    frames: Float[Tensor, "*b c l y x"]  # y, x are h, w / the codec's stride
     condition: Condition | int | str
     index: Int[Tensor, " b"] | int
 

@@ -10,32 +10,26 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
+from cmdvid.data.cache import CacheShards, ShardKeys
 from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
 from cmdvid.data.leakage import refuse_leakage
 from cmdvid.data.order import check_same_size
 from cmdvid.data.position import Position, begin, epochs_ahead, reached
+from cmdvid.data.precision import to_float
 from cmdvid.data.skipped import SkippedFiles
-from cmdvid.types import ClipBatch
 from cmdvid.video import ClipSpec
 
 logger = logging.getLogger(__name__)
-
-
-def to_float(batch: Any) -> Any:
-    """The same batch with uint8 clips as float in [-1, 1]."""
-    if isinstance(batch, ClipBatch) and not batch.clip.is_floating_point():
-        return batch._replace(clip=batch.clip.float() / 127.5 - 1)
-    return batch
 
 
 class VideoDataModule(LightningDataModule):
     """Batches for each verb, from indexes of video files or from cached latents.
 
     Training draws random windows in a random order, evaluation the middle window in the given
-    order. Stages receive ClipBatch (float "b 3 l h w" in [-1, 1]), LatentBatch, or PromptBatch.
-    Workers hand over uint8. All is sharded here: set ``use_distributed_sampler=False``.
+    order. Stages receive ClipBatch (float "b 3 l h w" in [-1, 1]), LatentBatch, FramesBatch or
+    PromptBatch. Workers hand over uint8. All is sharded here: use_distributed_sampler=False.
 
     Thirteen arguments, though eight are the limit: each is a line of the user's config.
 
@@ -45,7 +39,8 @@ class VideoDataModule(LightningDataModule):
         predict: Index for ``predict``, or Prompts; by default ``val``, clips if there are any.
         test: Named indexes for ``test``; by default ``val``.
         spec: The clip to cut from each video.
-        latents: Folder of cached latents, whose ``train`` and ``val`` then stand in for the clips.
+        latents: Folder of cached latents, or of frames for the autoencoder stage, whose ``train``
+            and ``val`` then stand in for the clips.
         batch_size: Clips in a batch, per process.
         num_workers: Processes that read, per process.
         seed: Seed of order, windows and flips.
@@ -86,7 +81,7 @@ class VideoDataModule(LightningDataModule):
         self.allow_leakage = allow_leakage
         self.max_bad_fraction = max_bad_fraction
         self.report: SkippedFiles | None = None
-        self.split: str | None = None  # "train" or "val": what `encode` reads through predict
+        self.encoding: list[CacheShards] = []  # what `encode` makes, reading through predict
         self.clips: dict[str, ClipDataset] = {}  # in use, by name, to report bad files at the end
         self.saved: Position | None = None  # where the checkpoint was written,
         self.start: Position | None = None  # and where this run began to read
@@ -132,8 +127,6 @@ class VideoDataModule(LightningDataModule):
         if stage in ("validate", "test") and not have_val:
             verb = TrainerFn(stage).value
             raise ValueError(f"{verb} needs data.val, an index of videos, or data.latents")
-        if self.split is not None:
-            return self.check_split(self.split)
         if stage == "predict" and self.predict is None and not have_val:
             raise ValueError(
                 "predict needs data.predict, an index of videos or Prompts, data.val or "
@@ -168,10 +161,11 @@ class VideoDataModule(LightningDataModule):
             return [self._loader(self._source("val", self.val))]
         return [self._loader(self._clips(name, index)) for name, index in self.test.items()]
 
-    def predict_dataloader(self) -> DataLoader:
-        """Prompts, clips of ``predict`` or ``val``, or cached latents; of ``split`` for encode."""
-        if self.split is not None:
-            return self._loader(self._clips(self.split, getattr(self, self.split)))
+    def predict_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Prompts, clips of ``predict`` or ``val``, or cached latents; what encode still lacks."""
+        if self.encoding:
+            self.encoding = [shards for shards in self.encoding if shards.missing()]
+            return [self._encoding_loader(shards) for shards in self.encoding]
         if isinstance(self.predict, Prompts):
             return self._loader(PromptDataset(self.predict))
         if self.latents_for("predict") is not None:
@@ -206,7 +200,7 @@ class VideoDataModule(LightningDataModule):
         """Cached latents if there are any, else the clips of an index."""
         if self.latents is None:
             return self._clips(name, index)
-        return LatentDataset(Path(self.latents) / name)
+        return LatentDataset(self.latents, name, flip=self.flip and name == "train", seed=self.seed)
 
     def _clips(self, name: str, index: Dataset | None) -> ClipDataset:
         assert index is not None, "setup() checks it"
@@ -223,6 +217,18 @@ class VideoDataModule(LightningDataModule):
                 report=self.report,
             )
         return self.clips[name]
+
+    def _encoding_loader(self, shards: CacheShards) -> DataLoader:
+        """This rank's share of the missing shards, each in whole batches."""
+        assert self.trainer is not None
+        numbers = shards.missing()[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(
+            self._clips(shards.name, getattr(self, shards.name)),
+            batch_size=self.batch_size,
+            sampler=ShardKeys(shards.split, numbers),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def _loader(
         self, dataset: ClipDataset | LatentDataset | PromptDataset, *, train: bool = False

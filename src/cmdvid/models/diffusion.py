@@ -13,7 +13,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from einops import reduce
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -135,12 +135,28 @@ class Diffusion(nn.Module):
             nn.ModuleList([denoiser, conditioner]), multi_avg_fn=_warm_ema(ema_decay)
         ).requires_grad_(False)
 
-    def loss(self, x: Float[Tensor, "b ..."], condition: Condition, **context: Tensor) -> Tensor:
-        """Mean squared error of the predicted noise or velocity at random steps (CMD Eq. 2)."""
+    def loss(
+        self,
+        x: Float[Tensor, "b ..."],
+        condition: Condition | Float[Tensor, "b ..."],
+        **context: Tensor,
+    ) -> Tensor:
+        """Mean squared error of the predicted noise or velocity at random steps (CMD Eq. 2).
+
+        Args:
+            x: Samples.
+            condition: Their conditions, or what a frozen conditioner has made of them.
+            context: Further inputs of the denoiser.
+        """
         return self._loss(self.denoiser, self.conditioner, x, condition, **context)
 
     @torch.no_grad()
-    def ema_loss(self, x: Tensor, condition: Condition, **context: Tensor) -> Tensor:
+    def ema_loss(
+        self,
+        x: Float[Tensor, "b ..."],
+        condition: Condition | Float[Tensor, "b ..."],
+        **context: Tensor,
+    ) -> Tensor:
         """:meth:`loss` of the averaged weights, for validation."""
         return self._loss(*self.averaged, x, condition, **context)
 
@@ -182,16 +198,18 @@ class Diffusion(nn.Module):
         denoiser: nn.Module,
         conditioner: Any,
         x: Tensor,
-        condition: Condition,
+        condition: Condition | Tensor,
         **context: Tensor,
     ) -> Tensor:
-        noise, t = torch.randn_like(x), self._random_steps(x)
+        # the same noise for x in any layout: a cached latent's is not that of one just encoded
+        noise = torch.randn_like(x, memory_format=torch.contiguous_format)
+        t = self._random_steps(x)
         level = self._levels_at(t)
         each = level.view(-1, *[1] * (x.ndim - 1))
         a, s = each.sqrt().to(x.dtype), (1 - each).sqrt().to(x.dtype)
         noisy = a * x + s * noise  # sqrt(abar) x_0 + sqrt(1 - abar) eps, CMD Eq. 2
         drop = torch.rand(len(x), device=x.device) < self.condition_dropout
-        embedding = conditioner(nullify(condition, drop, conditioner=conditioner))
+        embedding = _embed(conditioner, condition, drop)
         prediction = denoiser(noisy, t, embedding, **context)
         targets = {"epsilon": noise, "sample": x, "v_prediction": a * noise - s * x}
         target = targets[self.prediction_type]
@@ -223,6 +241,16 @@ class Diffusion(nn.Module):
             return (self.min_snr_gamma / snr).clamp(max=1)  # 1 at zero terminal SNR too
         scale = snr + 1 if self.prediction_type == "v_prediction" else 1
         return snr.clamp(max=self.min_snr_gamma) / scale
+
+
+def _embed(conditioner: Any, condition: Any, drop: Bool[Tensor, " b"]) -> Tensor:
+    """Embed conditions, those to drop as the null condition."""
+    if not (isinstance(condition, Tensor) and condition.is_floating_point()):
+        return conditioner(nullify(condition, drop, conditioner=conditioner))
+    if not drop.any():
+        return condition
+    null = conditioner(null_conditions(conditioner, 1))
+    return torch.where(drop.view(-1, *[1] * (condition.ndim - 1)), null, condition)
 
 
 def _warm_ema(decay: float) -> Callable[..., None]:

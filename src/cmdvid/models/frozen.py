@@ -53,9 +53,9 @@ def refuse_variant(told: Mapping[str, Any], where: str | Path) -> None:
 
 def same_network(one: nn.Module, other: nn.Module) -> bool:
     """Whether two networks compute the same: one class, settings and weights, hidden ones too."""
-    if type(one) is not type(other) or _settings(one) != _settings(other):
+    if type(one) is not type(other) or settings_of(one) != settings_of(other):
         return False
-    ours, theirs = _weights(one), _weights(other)
+    ours, theirs = weights_of(one), weights_of(other)
     return ours.keys() == theirs.keys() and all(
         value.device == theirs[name].device != torch.device("meta")
         and value.dtype == theirs[name].dtype
@@ -64,13 +64,15 @@ def same_network(one: nn.Module, other: nn.Module) -> bool:
     )
 
 
-def _settings(network: Any) -> dict[str, Any]:
-    places = ("model", "pretrained")  # say where weights were read, not what they are
+def settings_of(network: Any) -> dict[str, Any]:
+    """The settings that decide what a network computes; not where its weights were read."""
+    places = ("model", "pretrained")
     config = network.config.items()
     return {k: v for k, v in config if k not in places and not k.startswith("_")}
 
 
-def _weights(network: nn.Module) -> dict[str, torch.Tensor]:
+def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights by name, hidden ones too."""
     hidden = {k: v.tower for k, v in vars(network).items() if isinstance(v, FrozenTower)}
     towers = {f"{k}.{name}": w for k, v in hidden.items() for name, w in v.state_dict().items()}
     return network.state_dict() | towers

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -12,15 +13,24 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
-from cmdvid.data.datamodule import VideoDataModule, to_float
+from cmdvid.data.datamodule import VideoDataModule
+from cmdvid.data.manifest import refuse_other_fields
+from cmdvid.data.precision import to_float
 from cmdvid.losses import LatentMoments, psnr
 from cmdvid.models.autoencoder import Autoencoder, content_frame
 from cmdvid.models.codecs import PixelCodec
-from cmdvid.stages.networks import describe, refuse_other_codec
+from cmdvid.stages.networks import describe, identify_codec, refuse_other_codec
 from cmdvid.stages.noise import seed_batch
 from cmdvid.stages.optimization import clip, configure
 from cmdvid.stages.sizes import check_sides
-from cmdvid.types import ClipBatch, GeneratedBatch, LatentBatch, PromptBatch, VideoLatent
+from cmdvid.types import (
+    ClipBatch,
+    FramesBatch,
+    GeneratedBatch,
+    LatentBatch,
+    PromptBatch,
+    VideoLatent,
+)
 
 STATISTICS_EPOCH = 2**31 - 1  # training never comes so far
 
@@ -57,12 +67,20 @@ class AutoencoderStage(LightningModule):
         self.statistics_clips = statistics_clips
 
     def setup(self, stage: str) -> None:
-        """Refuse, before anything is read, clips of a size that cannot be encoded."""
+        """Remember the run's seed; refuse other frames and sizes before anything is read."""
+        self.run_seed = torch.initial_seed()  # batches will seed their own
         data = cast(Any, self.trainer).datamodule
-        if isinstance(data, VideoDataModule) and (spec := data.spec_for(stage)):
+        if not isinstance(data, VideoDataModule):
+            return
+        if spec := data.spec_for(stage):
             check_sides(spec, codec=self.codec, autoencoder=self.autoencoder)
+        if folder := data.latents_for(stage):
+            wanted: dict[str, Any] = {"holds": "frames", "codec": identify_codec(self.codec)}
+            if data.train is not None or data.val is not None:  # else no spec was asked for
+                wanted["spec"] = asdict(data.spec)
+            refuse_other_fields(folder, wanted)
 
-    def training_step(self, batch: ClipBatch) -> Tensor:
+    def training_step(self, batch: ClipBatch | FramesBatch) -> Tensor:
         """Mean squared error between frames and their reconstruction."""
         frames = self._frames(batch)
         rebuilt, latent = self.autoencoder(frames)
@@ -71,24 +89,30 @@ class AutoencoderStage(LightningModule):
         self._log_content(latent, frames)
         return loss
 
-    def validation_step(self, batch: ClipBatch) -> None:
-        """PSNR of the reconstruction, beside that of repeating the mean frame."""
+    def validation_step(self, batch: ClipBatch | FramesBatch) -> None:
+        """PSNR of the reconstruction, beside that of repeating the mean frame.
+
+        With cached frames there is no clip to compare with but what the codec makes of them.
+        """
         frames = self._frames(batch)
         rebuilt, _ = self.autoencoder(frames)
         mean = frames.mean(dim=2, keepdim=True).expand_as(frames)
         size = len(frames)
         self.log("val/loss", (rebuilt - frames).square().mean(), batch_size=size, sync_dist=True)
-        score, trivial = (psnr(self.codec.decode(f), batch.clip).mean() for f in (rebuilt, mean))
+        real = self._real(batch)
+        score, trivial = (psnr(self.codec.decode(f), real).mean() for f in (rebuilt, mean))
         self.log("val/psnr", score, batch_size=size, sync_dist=True, prog_bar=True)
         self.log("val/psnr_mean_frame", trivial, batch_size=size, sync_dist=True)
 
-    def predict_step(self, batch: ClipBatch | LatentBatch | PromptBatch) -> GeneratedBatch:
+    def predict_step(
+        self, batch: ClipBatch | FramesBatch | LatentBatch | PromptBatch
+    ) -> GeneratedBatch:
         """Reconstructions, with the content frames they came from.
 
         Raises:
             ValueError: If the batch holds no clips.
         """
-        if not isinstance(batch, ClipBatch):
+        if not isinstance(batch, ClipBatch | FramesBatch):
             raise ValueError(
                 "an autoencoder rebuilds clips: give data.val or data.predict, an index of videos; "
                 "to generate from prompts give --ckpt a pipeline folder, which `cmdvid export` "
@@ -100,19 +124,16 @@ class AutoencoderStage(LightningModule):
             content=self.codec.decode(latent.content[:, :, None])[:, :, 0],
             condition=cast(Any, batch.condition),
             index=cast(Tensor, batch.index),
-            real=batch.clip,
+            real=self._real(batch),
         )
 
     @torch.no_grad()
-    def preview(self, batch: ClipBatch) -> dict[str, Tensor]:
+    def preview(self, batch: ClipBatch | FramesBatch) -> dict[str, Tensor]:
         """Clips to look at: real, reconstruction, and the content frame held still."""
         shown = self.predict_step(batch)
-        still = shown.content[:, :, None].expand_as(batch.clip)
-        return {"real": batch.clip, "reconstruction": cast(Tensor, shown.clip), "content": still}
-
-    def setup(self, stage: str) -> None:
-        """Remember the run's seed, before batches seed their own."""
-        self.run_seed = torch.initial_seed()
+        real = cast(Tensor, shown.real)
+        still = shown.content[:, :, None].expand_as(real)
+        return {"real": real, "reconstruction": cast(Tensor, shown.clip), "content": still}
 
     def on_train_start(self) -> None:
         """Forget statistics that these steps will outdate."""
@@ -170,9 +191,14 @@ class AutoencoderStage(LightningModule):
     ) -> None:
         clip(self.autoencoder.parameters(), gradient_clip_val, gradient_clip_algorithm)
 
-    def _frames(self, batch: ClipBatch) -> Tensor:
+    def _frames(self, batch: ClipBatch | FramesBatch) -> Tensor:
+        if isinstance(batch, FramesBatch):
+            return batch.frames
         with torch.no_grad():
             return self.codec.encode(batch.clip)
+
+    def _real(self, batch: ClipBatch | FramesBatch) -> Tensor:
+        return batch.clip if isinstance(batch, ClipBatch) else self.codec.decode(batch.frames)
 
     @torch.no_grad()
     def _log_content(self, latent: VideoLatent, frames: Tensor) -> None:
@@ -212,10 +238,11 @@ class AutoencoderStage(LightningModule):
             for number, batch in enumerate(loader):
                 seed_batch(self, self.run_seed, number)  # a codec may draw
                 moved = to_float(self.transfer_batch_to_device(batch, self.device, 0))
+                frames = self._frames(moved)
                 with precision():
-                    latent = self.autoencoder.encode(self._frames(moved))
+                    latent = self.autoencoder.encode(frames)
                 moments.update(latent)
-                bar.update(len(moved.clip))
+                bar.update(len(frames))
                 if bar.n >= share:
                     break
         self.autoencoder.train()

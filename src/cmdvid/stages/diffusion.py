@@ -82,13 +82,14 @@ class DiffusionStage(LightningModule):
         return latent._replace(**{self.part: sample})
 
     def setup(self, stage: str) -> None:
-        """Remember the run's seed; refuse latents of another autoencoder and sizes that do not fit."""
+        """Remember the run's seed; refuse latents of other networks and sizes that do not fit."""
         self.run_seed = torch.initial_seed()  # batches will seed their own
+        frozen = self.latents.frozen  # read it now: in the first step it would draw from its noise
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, VideoDataModule):
-            self.latents.check(data.latents_for(stage))
+            conditioner = self.diffusion.conditioner
+            self.latents.check(data, stage, part=self.part, conditioner=conditioner)
             if spec := data.spec_for(stage):
-                frozen = self.latents.frozen
                 networks = {"autoencoder": frozen.autoencoder, "denoiser": self.diffusion.denoiser}
                 check_sides(spec, codec=frozen.codec, **networks)
 
@@ -104,7 +105,7 @@ class DiffusionStage(LightningModule):
 
     def training_step(self, batch: ClipBatch | LatentBatch) -> Tensor:
         """The loss of Eq. 2 on this stage's part of the latent."""
-        latent, condition = self.latents(batch)
+        latent, condition = self._embedded(batch)
         x = getattr(latent, self.part)
         loss = self.diffusion.loss(x, condition, **self.context(latent))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(x))
@@ -112,7 +113,7 @@ class DiffusionStage(LightningModule):
 
     def validation_step(self, batch: ClipBatch | LatentBatch) -> None:
         """The same loss with averaged weights."""
-        latent, condition = self.latents(batch)
+        latent, condition = self._embedded(batch)
         x = getattr(latent, self.part)
         loss = self.diffusion.ema_loss(x, condition, **self.context(latent))
         self.log("val/loss", loss, prog_bar=True, batch_size=len(x), sync_dist=True)
@@ -164,3 +165,9 @@ class DiffusionStage(LightningModule):
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
         clip(self.diffusion.parameters(), gradient_clip_val, gradient_clip_algorithm)
+
+    def _embedded(self, batch: ClipBatch | LatentBatch) -> tuple[VideoLatent, Condition | Tensor]:
+        """Latent and condition; instead of captions their embeddings, if those are cached."""
+        latent, condition = self.latents(batch)
+        text = getattr(batch.text, self.part) if isinstance(batch, LatentBatch) else None
+        return latent, condition if text is None or not text.numel() else text

@@ -1,12 +1,15 @@
 """Where both diffusion stages get their latents from: a cache, or the frozen autoencoder."""
 
+from dataclasses import asdict
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
+from torch import nn
 
-from cmdvid.data.latents import read_manifest
-from cmdvid.stages.networks import FrozenAutoencoder
+from cmdvid.data.datamodule import VideoDataModule
+from cmdvid.data.manifest import read_manifest, refuse_other_fields
+from cmdvid.stages.networks import FrozenAutoencoder, identify, identify_codec
 from cmdvid.types import ClipBatch, Condition, LatentBatch, PromptBatch, VideoLatent
 
 
@@ -26,21 +29,31 @@ class LatentSource:
         """The autoencoder, outside of every state dict."""
         return FrozenAutoencoder(self.autoencoder_ckpt)
 
-    def check(self, folder: str | None) -> None:
-        """See that cached latents are this autoencoder's.
+    def check(self, data: VideoDataModule, verb: str, *, part: str, conditioner: nn.Module) -> None:
+        """See that cached latents are what the stage would make of the clips.
 
         Args:
-            folder: The cache; none if clips are encoded as they come.
+            data: Names the cache, if there is one.
+            verb: What is run, for not every verb reads it.
+            part: The part of a latent that the stage learns.
+            conditioner: Reads its captions, unless that is cached.
 
         Raises:
-            ValueError: If another autoencoder made the cache, or it is not finished.
+            ValueError: If another autoencoder, codec or text encoder made the cache, it is of
+                other clips, or not finished.
         """
-        if folder is None:
+        if (folder := data.latents_for(verb)) is None:
             return
         manifest = read_manifest(folder)
+        wanted: dict[str, Any] = {"holds": "latents", "codec": identify_codec(self.frozen.codec)}
+        if data.train is not None or data.val is not None:  # else no spec was asked for
+            wanted["spec"] = asdict(data.spec)
+        if getattr(manifest, f"{part}_text") is not None:
+            wanted[f"{part}_text"] = identify(conditioner)
+        refuse_other_fields(folder, wanted)
         self.frozen.refuse_other(
-            manifest["autoencoder"],
-            manifest["autoencoder_ckpt"],
+            cast(str, manifest.autoencoder),
+            cast(str, manifest.autoencoder_ckpt),
             subject=f"{folder}: latents of",
             advice=f": make them anew with `cmdvid encode --ckpt {self.autoencoder_ckpt} --out "
             "DIR`, or correct autoencoder_ckpt",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.models.codecs import decode_content, decode_latent, encode_clip
+from cmdvid.models.frozen import settings_of, weights_of
 from cmdvid.models.sd_codec import StableDiffusionCodec, check_codec
 from cmdvid.types import VideoLatent
 
@@ -111,12 +112,27 @@ def _class_path(network: Any) -> str:
 def fingerprint(network: nn.Module) -> str:
     """SHA-256 over names and values of all weights; equal exactly for equal networks."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted(weights_of(network).items()):
         digest.update(name.encode())
         digest.update(
             value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()
+
+
+def identify(network: nn.Module) -> dict[str, Any]:
+    """What decides what a network computes: class, settings and the hash of its weights."""
+    return {
+        "class_path": _class_path(network),
+        **settings_of(network),
+        "weights": fingerprint(network),
+    }
+
+
+def identify_codec(codec: Any) -> dict[str, Any]:
+    """What decides which frames a codec makes; another one may decode them."""
+    decisive = {k: codec.config[k] for k in ("made_by", "sample_posterior") if k in codec.config}
+    return {"class_path": _class_path(codec), **decisive}
 
 
 class FrozenAutoencoder:

@@ -22,8 +22,8 @@ def check_sides(
     """
     multiple, patch = codec.stride * autoencoder.patch, autoencoder.patch
     why = f"{codec.stride} of the {type(codec).__name__}, {patch} of the autoencoder"
-    if hasattr(denoiser, "sides_multiple"):
-        sides: int = denoiser.sides_multiple(patch)
+    if (sides_multiple := getattr(denoiser, "sides_multiple", None)) is not None:
+        sides: int = sides_multiple(patch)
         multiple = codec.stride * lcm(patch, sides)
         why += f", {sides} of the {type(denoiser).__name__}"
     if all(side % multiple == 0 for side in spec.image_size):
