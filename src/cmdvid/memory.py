@@ -89,7 +89,7 @@ def training_memory(part: Part) -> Memory:
         states += sum(map(_nbytes, weights)) * (part.ema + part.buckets)
     frozen = sum(map(weight_bytes, part.frozen))
     beside = [call_memory(call, part.precision) for call in (*part.before, *part.previews)]
-    return Memory(states, frozen, activations, max(step, *beside))
+    return Memory(states, frozen, activations, max([step, *beside]))
 
 
 def call_memory(call: Call, precision: str) -> float:
