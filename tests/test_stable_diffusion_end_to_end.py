@@ -183,7 +183,7 @@ def test_the_content_model_trains_on_cached_latents_without_a_video(run, tmp_pat
     latents = tmp_path / "latents"
     main(["encode", "--ckpt", str(run / "ae/last.ckpt"), "--out", str(latents)])
     frozen = FrozenAutoencoder(run / "ae/last.ckpt")
-    dataset = LatentDataset(latents / "train")
+    dataset = LatentDataset(latents, "train")
     picture = frozen.decode_content(VideoLatent(*(x[None] for x in dataset[0].latent)))
     assert len(dataset) == 8
     assert picture.shape == (1, 3, 32, 48)

@@ -66,7 +66,7 @@ class ClipDataset(Dataset[ClipBatch]):
         self.num_missing: int = getattr(index, "num_missing", 0)
         # an index that names its files again and again does so in turn: row % num_files is a file
         self.num_files: int = getattr(index, "num_files", len(self))
-        self.shards: ShardWindows | None = getattr(index, "shards", None)
+        self.windows: ShardWindows | None = getattr(index, "windows", None)
         if len(self) == 0:
             raise ValueError(f"{type(index).__name__} holds no video")
         if strict and self.num_missing:
@@ -206,7 +206,7 @@ class ClipSampler(DistributedSampler):
         if not self.even:
             self.num_samples = len(range(rank, size, world_size))
         self.size = size
-        self.shards: ShardWindows | None = getattr(dataset, "shards", None)
+        self.windows: ShardWindows | None = getattr(dataset, "windows", None)
         self.epoch = self.first_epoch = epoch
         self.start, self.ahead = start, ahead
         self.is_read = False  # until Lightning begins an epoch, which it may never do
@@ -220,7 +220,7 @@ class ClipSampler(DistributedSampler):
         epoch = self.epoch  # of this pass, also if set_epoch announces the next one meanwhile
         order = torch.arange(self.size)
         if self.shuffle:
-            order = random_order(self.size, seed=self.seed, epoch=epoch, shards=self.shards)
+            order = random_order(self.size, seed=self.seed, epoch=epoch, shards=self.windows)
         start = self.start if epoch == self.first_epoch else 0
         left = math.ceil((self.size - start) / self.num_replicas) if start else self.num_samples
         for n in range(left):

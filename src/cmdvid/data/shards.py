@@ -65,7 +65,7 @@ class Shards(Dataset[VideoEntry]):
                 facts.append(found)
         _check_kinds(self.urls, facts)
         sizes = np.array([fact.num_videos for fact in facts], np.int64)
-        self.shards = ShardWindows(sizes, window)
+        self.windows = ShardWindows(sizes, window)
         self.ends = np.cumsum(sizes)
         self.num_missing = _report(urls, bad, sum(fact.left_out for fact in facts), len(self))
 
@@ -76,7 +76,7 @@ class Shards(Dataset[VideoEntry]):
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         shard = int(np.searchsorted(self.ends, index, side="right"))
-        row = index - int(self.ends[shard] - self.shards.sizes[shard])
+        row = index - int(self.ends[shard] - self.windows.sizes[shard])
         table, url = read_index(self.indexes[shard]), self.urls[shard]
         name, condition = table.row(row)
         offset, size = table.videos[row].tolist()
