@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "cmdvid"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (  # a row imports only from rows above it
-    {"types"},
+    {"types", "frames"},
     {"video", "sheet", "losses", "metrics"},
     {"models", "data"},
     {"evaluation"},
