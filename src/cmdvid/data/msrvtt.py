@@ -30,7 +30,12 @@ class MSRVTT(Dataset[VideoEntry]):
     """
 
     def __init__(
-        self, captions: str, *, root: str | None = None, ids: str | None = None, seed: int | None = 0
+        self,
+        captions: str,
+        *,
+        root: str | None = None,
+        ids: str | None = None,
+        seed: int | None = 0,
     ) -> None:
         said = _json(Path(captions)) if captions.endswith(".json") else _csv(Path(captions))
         wanted = _ids(Path(ids)) if ids else list(said)
