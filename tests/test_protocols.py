@@ -68,5 +68,5 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path, text, message):
 
 
 def test_an_unknown_name_lists_the_presets():
-    with pytest.raises(ValueError, match="fvd.yaml: no such protocol; .* ucf101-2048"):
+    with pytest.raises(ValueError, match=r"fvd\.yaml: no such protocol; .* ucf101-2048"):
         read_protocol("fvd")

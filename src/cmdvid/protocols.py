@@ -23,7 +23,7 @@ class Protocol:
         metrics: What is measured. ``fvd`` needs I3D, ``clipsim`` CLIP and captions, ``inception``
             C3D; ``fvd_shapes`` is a stand-in of the procedural data set and comparable with no FVD.
         num_samples: Generated clips.
-        spec: The clip: 16 frames of 64x64 unless said otherwise; the size that all frames are resized and cropped to.
+        spec: The clip, by default 16 frames of 64x64; all frames are resized and cropped to it.
         num_reals: Real clips, if not as many as generated ones.
         split: Of the real data set.
         random_window: Cut each real clip at a random place of its video, else from its middle.
@@ -42,7 +42,7 @@ class Protocol:
     name: str
     metrics: tuple[Measure, ...]
     num_samples: int
-    spec: ClipSpec = ClipSpec()
+    spec: ClipSpec = ClipSpec()  # noqa: RUF009, frozen
     num_reals: int | None = None
     split: Literal["train", "val", "test"] = "train"
     random_window: bool = True

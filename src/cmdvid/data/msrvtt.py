@@ -1,4 +1,4 @@
-"""MSR-VTT (Xu et al. 2016): videos with twenty captions each, in the forms in which it goes round."""
+"""MSR-VTT (Xu et al. 2016): videos with twenty captions each, in the forms that go round."""
 
 import json
 from collections import defaultdict
