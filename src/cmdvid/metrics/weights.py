@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,8 +72,11 @@ def fetch(source: str | Path, sha256: str | None, offers: tuple[Published, ...] 
 
 def digest(path: str | Path) -> str:
     """SHA-256 of a file, for manifests too."""
+    found = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def read_weights(path: Path) -> torch.jit.ScriptModule | dict[str, Tensor]:
@@ -86,7 +90,9 @@ def read_weights(path: Path) -> torch.jit.ScriptModule | dict[str, Tensor]:
     """
     try:
         if _is_script(path):
-            return torch.jit.load(path, map_location="cpu")
+            with warnings.catch_warnings():  # torch advises against a format that is not ours
+                warnings.simplefilter("ignore", FutureWarning)
+                return torch.jit.load(path, map_location="cpu")
         found: Any
         if path.suffix == ".safetensors":
             found = load_file(path)
