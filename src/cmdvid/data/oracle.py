@@ -66,6 +66,43 @@ def read_batch(
     return [reading for chunk in clips.split(CHUNK) for reading in _read(chunk, shapes)]
 
 
+def measure(
+    clips: Float[Tensor, "b 3 l h w"] | UInt8[Tensor, "b 3 l h w"],
+    shapes: Sequence[str] = DEMO_SHAPES,
+) -> Float[Tensor, "b d"]:
+    """What the oracle measures before it decides, as numbers of the size of 1.
+
+    In order: how well each shape fits, in the mean and in the worst frame; the colours of shape and
+    background and whether it is textured; where the shape is, how it moves and how evenly; its
+    radius, its growth and the radius's unevenness.
+
+    Args:
+        clips: RGB, uint8 or float in [-1, 1].
+        shapes: The shapes to choose from; d = 2 s + 16.
+    """
+    pixels = _normalise(clips)
+    unit = min(pixels.shape[-2:]) / UNITS
+    found = take_apart(pixels)
+    fit = torch.stack([residuals(found, shape) for shape in shapes], dim=1).clamp(min=0)
+    fit = fit / (1 + fit)  # of clips without any shape too
+    place = torch.stack([found.x, found.y], dim=1) / unit / UNITS
+    step = torch.stack([_change(found.x), _change(found.y)], dim=1) / unit / UNITS
+    size = found.radius / unit / RADIUS[1]
+    numbers = [
+        fit.mean(dim=2),
+        fit.amax(dim=2),
+        found.colour,
+        found.background,
+        found.textured[:, None].float(),
+        place.mean(dim=2),
+        step,
+        _unevenness(place),
+        torch.stack([size.mean(dim=1), _change(size)], dim=1),
+        _unevenness(size)[:, None],
+    ]
+    return torch.cat(numbers, dim=1)
+
+
 def _read(clips: Tensor, shapes: Sequence[str]) -> list[Reading]:
     pixels = _normalise(clips)
     unit = min(pixels.shape[-2:]) / UNITS
@@ -119,6 +156,11 @@ def _change(values: Float[Tensor, "b l"]) -> Float[Tensor, " b"]:
     """From the first frame to the last, along the least-squares line."""
     time = torch.linspace(-0.5, 0.5, values.shape[1], device=values.device)
     return values @ time / time.square().sum()
+
+
+def _unevenness(values: Float[Tensor, "*b l"]) -> Float[Tensor, "*b"]:
+    """How far each step is from the mean step, as a deviation."""
+    return values.diff(dim=-1).std(dim=-1, correction=0)
 
 
 def _motions(

@@ -3,7 +3,7 @@
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -16,15 +16,20 @@ class Reconstruction(Metric):
     """Mean PSNR and SSIM of clips, each clip counting alike, in float64 over all processes.
 
     ``compute()`` gives ``psnr`` in dB, its standard error ``psnr_error`` (infinite for one clip),
-    ``ssim``, and the ``count`` of clips.
+    ``ssim``, with ``lpips`` that too, and the ``count`` of clips.
+
+    Args:
+        lpips: From ``cmdvid.metrics.lpips.load_lpips``; metrics may share one.
+        metric_options: Those of ``torchmetrics.Metric``.
     """
 
     full_state_update = False
     higher_is_better = True
 
-    def __init__(self, **metric_options) -> None:
+    def __init__(self, lpips: nn.Module | None = None, **metric_options) -> None:
         super().__init__(**metric_options)
-        for name in ("count", "psnr_sum", "psnr_squares", "ssim_sum"):
+        self.lpips = lpips
+        for name in ("count", "psnr_sum", "psnr_squares", "ssim_sum", "lpips_sum"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
@@ -47,6 +52,9 @@ class Reconstruction(Metric):
         self.psnr_squares += scores.square().sum()
         for one, other in zip(clip, reference, strict=True):  # one by one, to save memory
             self.ssim_sum += _ssim(one, other).double()
+            if self.lpips is not None:
+                frames, originals = (rearrange(x, "c l h w -> l c h w") for x in (one, other))
+                self.lpips_sum += self.lpips(frames, originals).mean().double()
 
     def compute(self) -> dict[str, float]:
         """Means over all clips.
@@ -61,7 +69,10 @@ class Reconstruction(Metric):
         spread = max(float(self.psnr_squares) / count - mean**2, 0.0)  # variance of these clips
         error = (spread / (count - 1)) ** 0.5 if count > 1 else float("inf")
         ssim = float(self.ssim_sum) / count
-        return {"psnr": mean, "psnr_error": error, "ssim": ssim, "count": count}
+        found = {"psnr": mean, "psnr_error": error, "ssim": ssim, "count": count}
+        if self.lpips is not None:
+            found["lpips"] = float(self.lpips_sum) / count
+        return found
 
 
 def _ssim(clip: Float[Tensor, "3 l h w"], reference: Float[Tensor, "3 l h w"]) -> Tensor:
