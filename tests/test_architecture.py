@@ -11,10 +11,10 @@ LAYERS = (  # a row imports only from rows above it
     {"types", "frames"},
     {"video", "sheet", "losses", "metrics"},
     {"models", "data"},
-    {"evaluation"},
+    {"report", "report_html", "manifest", "protocols", "vectors", "evaluation", "evaluator"},
     {"request", "pipeline", "stages", "callbacks", "export"},
     {"profiling", "memory", "cost_parts", "cost_report"},
-    {"profile_command", "settings", "cli", "__main__", "__init__"},
+    {"profile_command", "evaluate_command", "settings", "cli", "__main__", "__init__"},
 )
 STRANGERS = ({"models", "data"},)  # same row, and yet they never meet
 EXCEPTIONS = {
@@ -32,7 +32,14 @@ ONLY = {
         "cli",
     },
     "av": {"video"},
-    "jsonargparse": {"profile_command", "settings", "cli", "__main__"},
+    "jsonargparse": {
+        "profile_command",
+        "evaluate_command",
+        "protocols",
+        "settings",
+        "cli",
+        "__main__",
+    },
 }
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from torch.utils.data import Dataset
 
 import cmdvid
+from cmdvid.metrics.weights import digest as file_digest
 from cmdvid.types import VideoEntry
 
 PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "av")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-CHUNK = 2**22  # bytes read at once
 
 
 def versions() -> dict[str, str]:
@@ -47,15 +47,6 @@ def commit() -> str | None:
 def digest(value: Mapping[str, Any]) -> str:
     """SHA-256 of plain settings, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, as ``sha256sum`` prints it."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(CHUNK):
-            found.update(block)
-    return found.hexdigest()
 
 
 def weights_digests(folder: str | Path) -> dict[str, str]:

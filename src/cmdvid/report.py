@@ -24,11 +24,12 @@ COLUMNS = {  # score in the report to its heading in the table
     "fvd_shapes_infinite": "Fréchet (shapes), n → ∞",
     "clipsim": "CLIPSIM",
     "inception_score": "IS",
-    "difference": "frame difference",
+    "frame_difference": "frame difference",
     "dynamics": "dynamics",
+    "frozen": "frozen",
 }
-PERCENT = ("colour", "motion", "shape", "all", "background", "valid", "strict")
-FINE = {"ssim": 3, "clipsim": 4, "difference": 4, "dynamics": 4}  # digits, if not 2
+PERCENT = ("colour", "motion", "shape", "all", "background", "valid", "strict", "frozen")
+FINE = {"ssim": 3, "clipsim": 4}  # digits, if not 2
 COMPARED = ("protocol", "networks", "real")  # settings that two comparable reports share
 NOTE = (
     "Accuracies in %, PSNR in dB; in parentheses 95 % intervals: Wilson's for accuracies, normal "
@@ -139,7 +140,9 @@ def compare(one: Report, other: Report) -> str:
         raise ValueError("only reports that were made by a protocol can be compared")
     differing = sorted(key for key in first | second if first.get(key) != second.get(key))
     if differing:
-        told = "; ".join(f"{k}: {shown(first.get(k))} and {shown(second.get(k))}" for k in differing)
+        told = "; ".join(
+            f"{k}: {shown(first.get(k))} and {shown(second.get(k))}" for k in differing
+        )
         raise ValueError(f"the two reports were not made alike, so they say nothing: {told}")
     lines = [["test set", "level", "score", "first", "second", "difference"]]
     for name, levels in one.scores.items():
