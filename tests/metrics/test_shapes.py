@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from cmdvid.data.scene import ShapeAttributes, render
-from cmdvid.metrics.shapes import ShapesAccuracy, wilson_interval
+from cmdvid.metrics.frechet import FrechetVideoDistance
+from cmdvid.metrics.shapes import ShapesAccuracy, ShapesFeatures, wilson_interval
 
 CAPTION = "a red circle moving left on a dark background"
 
@@ -101,3 +102,39 @@ def test_wilson_interval(successes, n, low, high):
 def test_wilson_interval_needs_trials():
     with pytest.raises(ValueError, match="got 0 of 0"):
         wilson_interval(0, 0)
+
+
+def drawn(seeds):
+    scene = ShapeAttributes("circle", "red", "left", "dark")
+    size = (32, 40)
+    return torch.stack([render(scene, seed=i, num_frames=8, image_size=size) for i in seeds])
+
+
+def test_distances_of_the_oracles_measures_tell_right_from_wrong_and_frozen_clips():
+    network = ShapesFeatures()
+    real = drawn(range(30))
+    mirrored, still = real.flip(-1), real[:, :, :1].expand(-1, -1, 8, -1, -1)
+    green = real.roll(1, dims=1)
+
+    def from_real(clips):
+        metric = FrechetVideoDistance(network, unbiased=True)
+        metric.update(real, real=True)
+        metric.update(clips, real=False)
+        return metric.compute()
+
+    floor = from_real(drawn(range(30, 60)))
+    for wrong in (mirrored, still, green):
+        assert from_real(wrong) > 3 * floor
+
+
+def test_the_oracles_measures_are_finite_for_clips_that_show_nothing():
+    black = torch.zeros(2, 3, 8, 32, 40, dtype=torch.uint8)
+    noise = torch.randint(256, (2, 3, 8, 32, 40), dtype=torch.uint8)
+    for shapes in (("circle",), ("square", "star")):
+        network = ShapesFeatures(shapes)
+        for clip in (black, noise):
+            found = network(clip)
+            assert found.shape == (2, network.num_features)
+            assert found.isfinite().all()
+    with pytest.raises(ValueError, match="at least 2 frames"):
+        ShapesFeatures()(black[:, :, :1])

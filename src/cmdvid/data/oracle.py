@@ -58,11 +58,7 @@ def read_batch(
     Raises:
         ValueError: If there are fewer than 2 frames or 24 pixels.
     """
-    if clips.shape[2] < 2 or min(clips.shape[-2:]) < 24:
-        raise ValueError(
-            "the oracle reads clips of at least 2 frames of at least 24 x 24 pixels, got "
-            f"{clips.shape[2]} frames of {clips.shape[3]} x {clips.shape[4]}"
-        )
+    _check(clips)
     return [reading for chunk in clips.split(CHUNK) for reading in _read(chunk, shapes)]
 
 
@@ -79,7 +75,23 @@ def measure(
     Args:
         clips: RGB, uint8 or float in [-1, 1].
         shapes: The shapes to choose from; d = 2 s + 16.
+
+    Raises:
+        ValueError: If there are fewer than 2 frames or 24 pixels.
     """
+    _check(clips)
+    return torch.cat([_measure(chunk, shapes) for chunk in clips.split(CHUNK)])
+
+
+def _check(clips: Tensor) -> None:
+    if clips.shape[2] < 2 or min(clips.shape[-2:]) < 24:
+        raise ValueError(
+            "the oracle reads clips of at least 2 frames of at least 24 x 24 pixels, got "
+            f"{clips.shape[2]} frames of {clips.shape[3]} x {clips.shape[4]}"
+        )
+
+
+def _measure(clips: Tensor, shapes: Sequence[str]) -> Float[Tensor, "b d"]:
     pixels = _normalise(clips)
     unit = min(pixels.shape[-2:]) / UNITS
     found = take_apart(pixels)

@@ -27,12 +27,12 @@ class LPIPS(nn.Module):
     Those lie in torchmetrics; AlexNet is the user's to give.
 
     Args:
-        backbone: torchvision's AlexNet.
+        features: The convolutional part of torchvision's AlexNet.
     """
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, features: nn.Sequential):
         super().__init__()
-        self.features = backbone.get_submodule("features")
+        self.features = features[: LAYERS[-1] + 1]
         heads = files("torchmetrics") / "functional/image/lpips_models/alex.pth"
         weights = torch.load(str(heads), map_location="cpu", weights_only=True)
         for i in range(len(LAYERS)):
@@ -56,7 +56,7 @@ class LPIPS(nn.Module):
             )
         ours, theirs = ((x - self.shift) / self.scale for x in (image, reference))
         distance, layer = torch.zeros(len(image), device=image.device), 0
-        for i, module in enumerate(self.features[: LAYERS[-1] + 1]):  # pyright: ignore
+        for i, module in enumerate(self.features):
             ours, theirs = module(ours), module(theirs)
             if i in LAYERS:
                 difference = (_unit(ours) - _unit(theirs)).square()
@@ -80,9 +80,13 @@ def load_lpips(source: str | Path, sha256: str | None = None) -> LPIPS:
     weights = read_weights(path)
     if not isinstance(weights, dict):
         raise ValueError(f"{path}: a TorchScript program, but AlexNet's state dict is needed")
-    backbone = alexnet()
-    fill(backbone, weights, source=path)
-    return LPIPS(backbone)
+    with torch.device("meta"):  # 59 of its 61 million weights classify, and are not needed
+        features = alexnet().features
+    features.to_empty(device="cpu")
+    part = "features."
+    given = {k.removeprefix(part): v for k, v in weights.items() if k.startswith(part)}
+    fill(features, given, source=path)
+    return LPIPS(features)
 
 
 def _unit(features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

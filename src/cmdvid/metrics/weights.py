@@ -126,8 +126,8 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], *, source: str | Pat
             for k in sorted(wrong)[:3]
         )
         raise ValueError(
-            f"{source}: not the weights of {type(network).__name__}: {len(wrong)} of "
-            f"{len(needed)} tensors differ: {told}"
+            f"{source}: not the weights of {type(network).__name__}: {len(wrong)} "
+            f"names or shapes differ: {told}"
         )
     network.load_state_dict({k: weights[k] for k in needed}, strict=False)
 

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from cmdvid.metrics.frechet import moments_distance
+from cmdvid.metrics.resampling import bootstrap_frechet, feature_moments, frechet_at_infinity
+
+D = 8  # features
+TRUE = D * 0.25  # distance of the two populations: their means differ by 0.5 everywhere
+
+
+def populations(n, *, seed):
+    generator = torch.Generator().manual_seed(seed)
+    one, other = torch.randn(2, n, D, generator=generator)
+    return one, other + 0.5
+
+
+def test_counts_weigh_as_copies_do():
+    x = torch.randn(5, 3)
+    counts = torch.tensor([2, 0, 1, 3, 1])
+    found, wanted = feature_moments(x, counts), feature_moments(x.repeat_interleave(counts, dim=0))
+    assert found.n == wanted.n == 7
+    torch.testing.assert_close(found.mean, wanted.mean)
+    torch.testing.assert_close(found.scatter, wanted.scatter)
+
+
+def test_the_interval_holds_the_distance_and_is_as_wide_as_new_draws_scatter():
+    distances = [
+        moments_distance(*map(feature_moments, populations(200, seed=seed)), unbiased=True)
+        for seed in range(60)
+    ]
+    spread = 4 * float(torch.tensor(distances).std())
+    found = bootstrap_frechet(*populations(200, seed=0), unbiased=True, num_resamples=200)
+    assert found.value == distances[0]
+    assert found.low < found.value < found.high
+    assert 0.6 < (found.high - found.low) / spread < 1.6
+    assert found.bias > 0  # fewer different clips
+
+
+def test_a_seed_fixes_the_interval_and_known_moments_narrow_it():
+    real, generated = populations(100, seed=1)
+    first, again, other = (
+        bootstrap_frechet(real, generated, unbiased=True, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    fixed = bootstrap_frechet(feature_moments(real), generated, unbiased=True)
+    assert fixed.value == first.value
+    assert fixed.high - fixed.low < first.high - first.low
+
+
+def test_infinitely_many_clips_have_the_distance_of_the_populations():
+    real, generated = populations(600, seed=2)
+    found = frechet_at_infinity(real, generated, unbiased=True, num_repeats=8)
+    largest = found.points[-1]
+    assert largest[0] == 600
+    assert found.slope > 0
+    assert abs(found.value - TRUE) < largest[1] - TRUE  # nearer than the largest n
+
+
+def test_a_line_over_one_by_n_is_found():
+    real, generated = populations(64, seed=3)
+    found = frechet_at_infinity(real, generated, unbiased=False, sizes=(32, 64), num_repeats=1)
+    (n1, d1), (n2, d2) = found.points
+    assert (n1, n2) == (32, 64)
+    assert found.value == pytest.approx(2 * d2 - d1)
+    assert d2 == pytest.approx(
+        moments_distance(feature_moments(real), feature_moments(generated), unbiased=False)
+    )
+
+
+def test_what_cannot_be_resampled_is_an_error():
+    real, generated = populations(20, seed=4)
+    with pytest.raises(ValueError, match="at least 40 resamples, got 10"):
+        bootstrap_frechet(real, generated, unbiased=True, num_resamples=10)
+    for sizes in ((10,), (10, 30), (1, 10)):
+        with pytest.raises(ValueError, match="two sizes or more from 2 to 20"):
+            frechet_at_infinity(real, generated, unbiased=True, sizes=sizes)
