@@ -37,7 +37,8 @@ own     = --data.$(1) cmdvid.data.own.OwnVideos --data.$(1).root '$(DATA)' --dat
 ifdef DATA
 # many windows of each video; and with nobody to judge generated clips, reconstruction is scored
 TRAIN  := $(call own,train) --data.train.min_clips 512 $(call own,val)
-SCORE  := --data.test null $(call own,val) --model.judge null --trainer.limit_test_batches 8
+SCORE  := --data.test null $(call own,val) --model.judge null --model.evaluation null \
+  --trainer.limit_test_batches 8
 SAMPLE := $(SCORE) --trainer.limit_predict_batches 1
 SHEET  := $(RUN)/videos/contact_sheet.png
 else
@@ -45,7 +46,7 @@ TRAIN  := --data.train.csv $(RUN)/data/train.csv --data.val.csv $(RUN)/data/val.
 SCORE  := --data.test.seen.csv $(RUN)/data/val.csv --data.test.heldout.csv $(RUN)/data/heldout.csv
 SAMPLE := $(SCORE) --prompts configs/demo_prompts.txt
 SHEET  := $(RUN)/eval/contact_sheet-seen.png
-VIDEOS := --num-videos $(if $(FAST),512 --val-videos 64 --heldout-videos 64,3072 --val-videos 256 --heldout-videos 256)
+VIDEOS := --num-videos $(if $(FAST),512 --val-videos 64 --heldout-videos 64,3072 --val-videos 512 --heldout-videos 512)
 endif
 GENERATE = $(call overlay,generate) --ckpt $(RUN)/pipeline --trainer.default_root_dir $(RUN)
 

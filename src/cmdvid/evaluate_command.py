@@ -17,7 +17,7 @@ from cmdvid.evaluation import GENERATED, REAL
 from cmdvid.evaluator import Evaluator, draw, files_of
 from cmdvid.manifest import commit, versions
 from cmdvid.protocols import Protocol, read_protocol
-from cmdvid.report import Report, compare, read_report
+from cmdvid.report import Report, compare, log_scores, read_report
 from cmdvid.report_html import Shown, write_page
 from cmdvid.vectors import Weights
 
@@ -99,6 +99,7 @@ def evaluate(  # one argument for each option
         first = draw(source, wanted)
         samples |= {REAL: _shown(first.clips, first.captions or [])}
     paths = [*report.write(place), write_page(place / "report.html", report, samples)]
+    log_scores(report, place)
     print(f"\n{report.table()}\nwrote {', '.join(map(str, paths))}")
 
 

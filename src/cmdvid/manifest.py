@@ -16,7 +16,7 @@ from cmdvid.metrics.weights import digest as file_digest
 from cmdvid.types import VideoEntry
 
 PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "av")
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 
 
 def versions() -> dict[str, str]:
@@ -50,9 +50,17 @@ def digest(value: Mapping[str, Any]) -> str:
 
 
 def weights_digests(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of every file of weights in a folder and below, by its path in it."""
+    """SHA-256 of every file of weights or configuration in a folder, by its path in it."""
     files = sorted(p for p in Path(folder).rglob("*") if p.suffix in WEIGHTS and p.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def source_digest() -> str:
+    """SHA-256 of the source of this package."""
+    folder, found = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def data_digest(entries: Dataset[VideoEntry] | Iterable[VideoEntry], root: str | Path) -> str:

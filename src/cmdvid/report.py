@@ -105,6 +105,18 @@ class Report:
         return [write_text(Path(folder) / f"report.{kind}", t) for kind, t in texts.items()]
 
 
+def log_scores(report: Report, folder: str | Path) -> None:
+    """Write the scores for TensorBoard: ``test set/level/score``."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for name, levels in report.scores.items():
+            for level, found in levels.items():
+                for score, interval in found.items():
+                    tag = f"{name}/{level}/{score}".replace(" ", "_")
+                    writer.add_scalar(tag, interval.value, 0)
+
+
 def read_report(path: str | Path) -> Report:
     """Read a ``report.json``, or that of a folder.
 

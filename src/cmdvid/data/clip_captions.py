@@ -24,8 +24,8 @@ def read_captions(folder: ClipFolder, file: str | None = None) -> list[str] | No
         said = _read_text(Path(file)).splitlines()
         if len(said) != len(folder):
             raise ValueError(
-                f"{file}: {len(said)} captions for {len(folder)} clips in {folder.folder}: one a line "
-                "are needed, in the order of the clips' names"
+                f"{file}: {len(said)} captions for {len(folder)} clips in {folder.folder}: one a "
+                "line is needed for each, in the order of their names"
             )
         return _checked(said, file)
     if (table := folder.folder / TABLE).is_file():

@@ -63,6 +63,7 @@ class Sample(Dataset[VideoEntry]):
         several_windows: bool = False,
         skip: int = 0,
     ) -> None:
+        self.index = index
         entries = [index[row] for row in range(len(index))]  # type: ignore[arg-type]
         self.num_missing: int = getattr(index, "num_missing", 0)
         self.classes: list[str] | None = getattr(index, "classes", None)
