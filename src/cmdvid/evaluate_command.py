@@ -100,7 +100,7 @@ def evaluate(  # one argument for each option
         samples |= {REAL: _shown(first.clips, first.captions or [])}
     paths = [*report.write(place), write_page(place / "report.html", report, samples)]
     log_scores(report, place)
-    print(f"\n{report.table()}\nwrote {', '.join(map(str, paths))}")
+    print(f"\n{report.printed()}\nwrote {', '.join(map(str, paths))}")
 
 
 def _parts(folder: ClipFolder, protocol: Protocol) -> list[list[int]]:

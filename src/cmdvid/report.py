@@ -28,6 +28,7 @@ COLUMNS = {  # score in the report to its heading in the table
     "dynamics": "dynamics",
     "frozen": "frozen",
 }
+DISTANCES = tuple(COLUMNS)[list(COLUMNS).index("fvd") :]  # what a protocol measures
 PERCENT = ("colour", "motion", "shape", "all", "background", "valid", "strict", "frozen")
 FINE = {"ssim": 3, "clipsim": 4}  # digits, if not 2
 COMPARED = ("protocol", "networks", "real")  # settings that two comparable reports share
@@ -80,14 +81,16 @@ class Report:
         settings = "\n".join(f"- {key}: {shown(value)}" for key, value in self.settings.items())
         return f"# Evaluation\n\n{self.table()}\n{NOTE}\n\n## Settings\n\n{settings}\n"
 
-    def cells(self, *, intervals: bool = True) -> list[list[str]]:
-        """The scores as rows of text, headings first; columns without any score are left out."""
+    def cells(
+        self, *, intervals: bool = True, scores: Sequence[str] = tuple(COLUMNS)
+    ) -> list[list[str]]:
+        """Some scores as rows of text, headings first; columns without any score are left out."""
         rows = [
             (name, level, found)
             for name, levels in self.scores.items()
             for level, found in levels.items()
         ]
-        used = [key for key in COLUMNS if any(key in found for *_, found in rows)]
+        used = [key for key in scores if any(key in found for *_, found in rows)]
         lines = [["test set", "level", "clips", *(COLUMNS[key] for key in used)]]
         for name, level, found in rows:
             count = max((score.n for score in found.values()), default=0)
@@ -98,6 +101,15 @@ class Report:
     def table(self, *, intervals: bool = True) -> str:
         """Draw the scores as a Markdown table."""
         return markdown_table(self.cells(intervals=intervals))
+
+    def printed(self) -> str:
+        """The table as a terminal shows it: in two, with intervals where a protocol measures."""
+        others = [key for key in COLUMNS if key not in DISTANCES]
+        parts = [
+            self.cells(intervals=False, scores=others),
+            self.cells(intervals=True, scores=DISTANCES),
+        ]
+        return "\n".join(markdown_table(lines) for lines in parts if len(lines[0]) > 3)
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write ``report.json`` and ``report.md``, each whole or not at all."""

@@ -191,7 +191,7 @@ class GenerationStage(LightningModule):
             shown[name] = [Shown(*sample) for sample in samples.kept.values()]
         paths.append(write_page(self.folder / "report.html", report, shown))
         log_scores(report, self.folder)
-        print(f"\n{report.table(intervals=False)}\nwrote {', '.join(map(str, paths))}")
+        print(f"\n{report.printed()}\nwrote {', '.join(map(str, paths))}")
 
     def _move(self) -> None:
         """Follow the trainer's device, and its precision if that is "bf16-true" or the like."""
