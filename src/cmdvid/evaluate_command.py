@@ -79,6 +79,7 @@ def evaluate(  # one argument for each option
     folder = ClipFolder(generated, num_frames=wanted.spec.num_frames, image_size=size)
     parts = _parts(folder, wanted)
     said = read_captions(folder, captions)
+    check_captions(wanted, said)
     source = real_source(real, wanted.spec, wanted.split) if real else None
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     weights = Weights(i3d=i3d, c3d=c3d, clip=clip)

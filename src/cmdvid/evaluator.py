@@ -100,11 +100,7 @@ class Evaluator:
         Raises:
             ValueError: If CLIPSIM has no captions to compare with.
         """
-        if "clipsim" in self.protocol.metrics and captions is None:
-            raise ValueError(
-                f"{self.protocol.name} measures CLIPSIM, which needs the caption of each generated "
-                "clip: give --captions FILE with one a line, in the order of the clips' names"
-            )
+        check_captions(self.protocol, captions)
         said = list(captions) if captions is not None else None
         return self._vectors(Draw(clips, dict(made_of), said), folder, label)
 
@@ -151,6 +147,15 @@ class Evaluator:
             device=self.device,
             num_workers=self.num_workers,
             label=label,
+        )
+
+
+def check_captions(protocol: Protocol, captions: Sequence[str] | None) -> None:
+    """See that generated clips have captions if the protocol reads them."""
+    if "clipsim" in protocol.metrics and captions is None:
+        raise ValueError(
+            f"{protocol.name} measures CLIPSIM, which needs the caption of each generated clip: "
+            "`cmdvid evaluate --captions FILE` reads one a line, in the order of the clips' names"
         )
 
 
