@@ -4,13 +4,15 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.cmdvid-ready
 
-# The demo: FAST=1 for a rough one in minutes, DATA=DIR for your own videos, RUN=DIR for its place.
+# The demo: FAST=1 for a rough one in minutes, DATA=DIR for your own videos, RUN=DIR for its place,
+# PROTOCOL=NAME|FILE to score by another one than the config's.
 # Not from the environment, where such names may mean something else.
 FAST    :=
 DATA    :=
+PROTOCOL :=
 RUN     := runs/$(if $(DATA),own,demo)$(if $(FAST),-fast)
 CMDVID  := $(BIN)/cmdvid
-VERBS   := fit validate test predict encode export profile shapes
+VERBS   := fit validate test predict encode export evaluate profile shapes
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -71,10 +73,10 @@ demo: setup  ## train, generate and score on the shapes (FAST=1) or on your vide
 	  'videos' '$(RUN)/videos' \
 	  'contact sheet' '$(SHEET) (beside it as mp4)' \
 	  'training' '$(BIN)/tensorboard --logdir $(RUN)' \
-	  'scores' '$(RUN)/eval/report.md and report.json'
+	  'scores' '$(RUN)/eval/report.html, report.md and report.json'
 
-eval: setup  ## score a run again; give the FAST, DATA and RUN that it was made with
-	$(CMDVID) test $(GENERATE) $(SCORE)
+eval: setup  ## score a run again; give the FAST, DATA and RUN it was made with, and any PROTOCOL
+	$(CMDVID) test $(GENERATE) $(SCORE) $(if $(PROTOCOL),--model.evaluation.protocol $(PROTOCOL))
 
 test: setup  ## the tests without the slow ones, under ten minutes on two cores
 	$(BIN)/python -m pytest

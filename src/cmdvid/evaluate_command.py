@@ -14,7 +14,7 @@ from cmdvid.data.clip_folder import ClipFolder
 from cmdvid.data.real_source import check_sides, real_source
 from cmdvid.data.sampling import sample_rows
 from cmdvid.evaluation import GENERATED, REAL
-from cmdvid.evaluator import Evaluator, draw, files_of
+from cmdvid.evaluator import Evaluator, check_captions, draw, files_of
 from cmdvid.manifest import commit, versions
 from cmdvid.protocols import Protocol, read_protocol
 from cmdvid.report import Report, compare, log_scores, read_report

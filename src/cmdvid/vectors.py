@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from einops import reduce
@@ -30,10 +30,8 @@ BATCH = 8  # clips that a network sees at once
 SHARD = 8 * BATCH  # clips in a file: what an interrupted evaluation loses at most
 
 
-class Reader(Protocol):
-    """A metric's look at clips: uint8 "b 3 l h w" and their captions to vectors "b d"."""
-
-    def __call__(self, clip: Tensor, captions: Sequence[str]) -> Tensor: ...
+Reader: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
+"""A metric's look at clips: uint8 "b 3 l h w" and their captions to vectors "b d"."""
 
 
 class Network(NamedTuple):
