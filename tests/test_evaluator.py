@@ -116,4 +116,4 @@ def test_captions_are_needed_for_clipsim(tmp_path):
     one = evaluator(tmp_path)
     one.protocol = Protocol("words", ("clipsim",), num_samples=2)
     with pytest.raises(ValueError, match="words measures CLIPSIM, which needs the caption"):
-        one.clips([], tmp_path, made_of={})
+        one.clips(torch.utils.data.Dataset(), tmp_path, made_of={})

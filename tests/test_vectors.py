@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from cmdvid import vectors
 from cmdvid.types import ClipBatch
@@ -10,7 +11,7 @@ from cmdvid.vectors import Network, Share, Weights, load_networks, read_vectors
 CPU = torch.device("cpu")
 
 
-class Clips:
+class Clips(Dataset):
     """Clips of one grey each that count how often they are read."""
 
     def __init__(self, num):
@@ -104,6 +105,7 @@ def test_missing_or_wrong_weights_say_what_is_needed(tmp_path):
         load_networks(["fvd"], Weights(i3d=str(tmp_path / "other.pt")), CPU)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, on TorchScript
 def test_a_network_is_told_by_the_hash_of_its_file(tmp_path):
     class C3D(torch.nn.Module):
         def forward(self, clip: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from cmdvid.protocols import Protocol
 from cmdvid.report import Interval
 from cmdvid.types import ClipBatch, VideoEntry
 from cmdvid.vectors import Share, Weights, load_networks, read_vectors
+
+RealSource: TypeAlias = Dataset[VideoEntry] | Sequence[VideoEntry] | ClipFolder
+"""Videos to cut clips from, or clips that are cut already."""
 
 
 class Draw(NamedTuple):
@@ -67,7 +70,7 @@ class Evaluator:
         self.cache = Path(cache) if cache else default_cache()
         self.networks = load_networks(protocol.metrics, weights, device)
 
-    def real(self, source: Dataset[VideoEntry] | ClipFolder) -> Reals:
+    def real(self, source: RealSource) -> Reals:
         """Read the real clips of each repeat, and more of them for the floor.
 
         Raises:
@@ -159,9 +162,7 @@ def check_captions(protocol: Protocol, captions: Sequence[str] | None) -> None:
         )
 
 
-def draw(
-    source: Dataset[VideoEntry] | ClipFolder, protocol: Protocol, *, repeat: int = 0, skip: int = 0
-) -> Draw:
+def draw(source: RealSource, protocol: Protocol, *, repeat: int = 0, skip: int = 0) -> Draw:
     """Draw real clips as the protocol says.
 
     Args:

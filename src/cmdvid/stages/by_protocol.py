@@ -63,6 +63,12 @@ class ProtocolTest:
                 f"{protocol.name} wants guidance {wanted}, but model.guidance_scale is {given}: "
                 "set it, or write a protocol of your own"
             )
+        spec = getattr(module, "spec", protocol.spec)
+        if (spec.stride, spec.fps) != (protocol.spec.stride, protocol.spec.fps):
+            raise ValueError(
+                f"{protocol.name} has clips of stride {protocol.spec.stride} and fps "
+                f"{protocol.spec.fps}, data.spec of {spec.stride} and {spec.fps}: make them equal"
+            )
         loaders = cast(Any, trainer.test_dataloaders)
         loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
         for name, loader, batches in zip(
