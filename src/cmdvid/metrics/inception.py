@@ -123,17 +123,30 @@ class VideoInceptionScore(Metric):
         """
         kept = [self.kept] if isinstance(self.kept, Tensor) else self.kept
         flat = torch.cat([*kept, torch.empty(0, device=self.device)])
-        rows = sorted_rows(rearrange(flat, "(n k) -> n k", k=self.num_classes)).double()
-        if (n := len(rows)) < self.num_splits:
-            raise ValueError(f"{self.num_splits} splits need as many clips at least, got {n}")
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
-        splits = rows[order.to(rows.device)].tensor_split(self.num_splits)
-        scores = torch.stack([_score(split) for split in splits])
+        rows = rearrange(flat, "(n k) -> n k", k=self.num_classes)
+        score, spread = inception_score(rows, self.num_splits)
         return {
-            "inception_score": float(scores.mean()),
-            "inception_score_spread": float(scores.std(correction=0)),
-            "count": n,
+            "inception_score": score,
+            "inception_score_spread": spread,
+            "count": len(rows),
         }
+
+
+def inception_score(
+    probabilities: Float[Tensor, "n k"], num_splits: int = 10
+) -> tuple[float, float]:
+    """Mean and standard deviation of the score over splits, whatever the order of the rows.
+
+    Raises:
+        ValueError: If there are fewer clips than splits.
+    """
+    rows = sorted_rows(probabilities).double()
+    if (n := len(rows)) < num_splits:
+        raise ValueError(f"{num_splits} splits need as many clips at least, got {n}")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
+    splits = rows[order.to(rows.device)].tensor_split(num_splits)
+    scores = torch.stack([_score(split) for split in splits])
+    return float(scores.mean()), float(scores.std(correction=0))
 
 
 def _score(probabilities: Float[Tensor, "n k"]) -> Float[Tensor, ""]:

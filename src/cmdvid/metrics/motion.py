@@ -42,10 +42,8 @@ class MotionStatistics(Metric):
         """
         if clip.shape[2] < 2:
             raise ValueError(f"a clip needs at least 2 frames to have motion, got {clip.shape[2]}")
-        levels = clip.float()
-        difference = reduce(levels.diff(dim=2).abs(), "b c l h w -> b", "mean").double()
-        moving = dynamics(clip).double()
-        values = torch.stack([difference, moving, (moving < FROZEN).double()])
+        moving = dynamics(clip)
+        values = torch.stack([frame_difference(clip), moving, moving < FROZEN]).double()
         self.sums += values.sum(dim=1)
         self.squares += values.square().sum(dim=1)
         self.count += len(clip)
@@ -69,6 +67,11 @@ class MotionStatistics(Metric):
             "frozen": float(means[2]),
             "count": count,
         }
+
+
+def frame_difference(clip: UInt8[Tensor, "b 3 l h w"]) -> Float[Tensor, " b"]:
+    """Mean absolute change of a pixel from one frame to the next, in grey levels."""
+    return reduce(clip.float().diff(dim=2).abs(), "b c l h w -> b", "mean")
 
 
 def dynamics(clip: UInt8[Tensor, "b 3 l h w"]) -> Float[Tensor, " b"]:
