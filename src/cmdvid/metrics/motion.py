@@ -26,6 +26,9 @@ class MotionStatistics(Metric):
     A clip of shuffled frames has much of both: compare with real clips, more is not better.
     """
 
+    sums: Tensor
+    squares: Tensor
+    count: Tensor
     full_state_update = False
 
     def __init__(self, **metric_options) -> None:
@@ -76,8 +79,9 @@ def frame_difference(clip: UInt8[Tensor, "b 3 l h w"]) -> Float[Tensor, " b"]:
 
 def dynamics(clip: UInt8[Tensor, "b 3 l h w"]) -> Float[Tensor, " b"]:
     """Deviation over time of coarse frames without their mean colour, in grey levels."""
-    short = min(clip.shape[-2:])
-    cells = [round(min(CELLS, short) * n / short) for n in clip.shape[-2:]]
+    height, width = clip.shape[-2:]
+    scale = min(CELLS / min(height, width), 1)
+    cells = round(scale * height), round(scale * width)
     frames = rearrange(clip.float(), "b c l h w -> (b l) c h w")
     coarse = F.adaptive_avg_pool2d(frames, cells)
     coarse = coarse - coarse.mean(dim=(2, 3), keepdim=True)
