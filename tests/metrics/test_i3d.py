@@ -156,9 +156,7 @@ def test_files_of_another_kind_say_what_they_are(tmp_path):
     with pytest.raises(ValueError, match=r"no I3D with 400 logits: it made \(1, 512\)"):
         other(torch.zeros(1, 3, 16, 4, 6, dtype=torch.uint8))
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "resnet.pt")
-    with pytest.raises(
-        ValueError, match=r"resnet\.pt: not the weights of I3D: 288 names or shapes"
-    ):
+    with pytest.raises(ValueError, match=r"resnet\.pt: not the weights of I3D: 288 names"):
         load_i3d(tmp_path / "resnet.pt")
     with pytest.raises(ValueError, match=r"none\.pt: no such file; (.|\n)*bec6519f66ea534e"):
         load_i3d(tmp_path / "none.pt")

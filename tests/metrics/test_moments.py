@@ -21,6 +21,16 @@ def test_moments_are_those_of_torch():
         torch.testing.assert_close(moments.covariance(unbiased), wanted)
 
 
+def test_shares_of_the_vectors_merge_to_the_whole():
+    x = torch.randn(50, 7)
+    whole = gathered([x], keep=True)
+    merged, other = (gathered(part.split(8), keep=True) for part in x.split([37, 13]))
+    merged.merge_state(other)
+    for ours, wanted in zip(merged.compute(), whole.compute(), strict=True):
+        torch.testing.assert_close(ours, wanted)
+    assert torch.equal(merged.features(), whole.features())
+
+
 def test_half_precision_features_are_summed_in_double():
     x = (100 + torch.randn(4000, 2)).half()
     moments = gathered(x.split(100)).compute()

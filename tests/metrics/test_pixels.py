@@ -11,9 +11,12 @@ def test_pixels_of_files_return_unchanged():
 
 
 def test_halves_are_rounded_up_and_the_rest_is_clipped():
-    values = torch.tensor([0.5, 1.5, 2.49, 254.5, -7.0, 300.0]) / 127.5 - 1
-    found = to_uint8(values.expand(3, 1, 1, 6).double())
-    assert found[0, 0, 0].tolist() == [1, 2, 2, 255, 0, 255]
+    values = torch.tensor([127.5, 2.49, 2.51, -7.0, 300.0]) / 127.5 - 1
+    for dtype in (torch.float32, torch.bfloat16):
+        found = to_uint8(values.to(dtype).expand(3, 1, 1, 5))[0, 0, 0].tolist()
+        assert found[0] == 128
+        assert found[3:] == [0, 255]
+    assert to_uint8(values.expand(3, 1, 1, 5))[0, 0, 0, 1:3].tolist() == [2, 3]
 
 
 def test_pixels_that_are_no_numbers_are_refused():

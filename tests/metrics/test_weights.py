@@ -107,7 +107,7 @@ def test_other_files_are_neither_program_nor_state_dict(tmp_path, file):
     broken = tmp_path / "broken.pt"
     broken.write_bytes(file.read_bytes()[:300])
     harmful = tmp_path / "harmful.pt"
-    harmful.write_bytes(pickle.dumps(print))
+    harmful.write_bytes(pickle.dumps(print, protocol=2))
     tensor = tmp_path / "x.safetensors"
     tensor.write_bytes(b"\x00" * 20)
     for path in (broken, harmful, tensor):

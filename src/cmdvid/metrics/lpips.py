@@ -30,6 +30,9 @@ class LPIPS(nn.Module):
         features: The convolutional part of torchvision's AlexNet.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, features: nn.Sequential):
         super().__init__()
         self.features = features[: LAYERS[-1] + 1]

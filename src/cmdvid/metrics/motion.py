@@ -26,6 +26,9 @@ class MotionStatistics(Metric):
     A clip of shuffled frames has much of both: compare with real clips, more is not better.
     """
 
+    sums: Tensor
+    squares: Tensor
+    count: Tensor
     full_state_update = False
 
     def __init__(self, **metric_options) -> None:
@@ -42,10 +45,8 @@ class MotionStatistics(Metric):
         """
         if clip.shape[2] < 2:
             raise ValueError(f"a clip needs at least 2 frames to have motion, got {clip.shape[2]}")
-        levels = clip.float()
-        difference = reduce(levels.diff(dim=2).abs(), "b c l h w -> b", "mean").double()
-        moving = dynamics(clip).double()
-        values = torch.stack([difference, moving, (moving < FROZEN).double()])
+        moving = dynamics(clip)
+        values = torch.stack([frame_difference(clip), moving, moving < FROZEN]).double()
         self.sums += values.sum(dim=1)
         self.squares += values.square().sum(dim=1)
         self.count += len(clip)
@@ -71,10 +72,16 @@ class MotionStatistics(Metric):
         }
 
 
+def frame_difference(clip: UInt8[Tensor, "b 3 l h w"]) -> Float[Tensor, " b"]:
+    """Mean absolute change of a pixel from one frame to the next, in grey levels."""
+    return reduce(clip.float().diff(dim=2).abs(), "b c l h w -> b", "mean")
+
+
 def dynamics(clip: UInt8[Tensor, "b 3 l h w"]) -> Float[Tensor, " b"]:
     """Deviation over time of coarse frames without their mean colour, in grey levels."""
-    short = min(clip.shape[-2:])
-    cells = [round(min(CELLS, short) * n / short) for n in clip.shape[-2:]]
+    height, width = clip.shape[-2:]
+    scale = min(CELLS / min(height, width), 1)
+    cells = round(scale * height), round(scale * width)
     frames = rearrange(clip.float(), "b c l h w -> (b l) c h w")
     coarse = F.adaptive_avg_pool2d(frames, cells)
     coarse = coarse - coarse.mean(dim=(2, 3), keepdim=True)

@@ -1,5 +1,7 @@
 """How close clips are to their originals, over a whole data set."""
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -28,7 +30,7 @@ class Reconstruction(Metric):
 
     def __init__(self, lpips: nn.Module | None = None, **metric_options) -> None:
         super().__init__(**metric_options)
-        self.lpips = lpips
+        self.lpips: Any = lpips
         for name in ("count", "psnr_sum", "psnr_squares", "ssim_sum", "lpips_sum"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 

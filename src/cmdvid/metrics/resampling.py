@@ -137,7 +137,8 @@ def _redrawn(features: Tensor, generator: torch.Generator) -> FeatureMoments:
     """Moments of as many vectors, drawn with replacement: weights in place of copies."""
     n = len(features)
     counts = torch.randint(n, (n,), generator=generator).bincount(minlength=n)
-    return feature_moments(features, counts.to(features.device))
+    drawn = counts > 0  # about 63 %
+    return feature_moments(features[drawn], counts[drawn].to(features.device))
 
 
 def _subset(features: Tensor, n: int, generator: torch.Generator) -> Tensor:
