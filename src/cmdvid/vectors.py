@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from einops import reduce
 from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from cmdvid.manifest import digest
-from cmdvid.metrics.motion import dynamics
+from cmdvid.metrics.motion import dynamics, frame_difference
 from cmdvid.metrics.weights import digest as file_digest
 from cmdvid.types import ClipBatch
 
@@ -103,8 +102,7 @@ def _alone(network: torch.nn.Module) -> Reader:
 
 def _motion(clip: UInt8[Tensor, "b 3 l h w"], captions: Sequence[str]) -> Float[Tensor, "b 2"]:
     """Mean change from frame to frame, and dynamics."""
-    change = reduce(clip.float().diff(dim=2).abs(), "b c l h w -> b", "mean")
-    return torch.stack([change, dynamics(clip)], dim=1)
+    return torch.stack([frame_difference(clip), dynamics(clip)], dim=1)
 
 
 def _origin(weights: str) -> str:
