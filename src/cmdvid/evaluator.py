@@ -85,8 +85,11 @@ class Evaluator:
                 others = draw(source, protocol, skip=num)
                 floor = vectors[0], self._vectors(others, self.cache, "real clips, floor")
             else:
-                halves = [slice(0, num // 2), slice(num // 2, None)]
-                floor = tuple({k: v[half] for k, v in vectors[0].items()} for half in halves)
+                one, other = (
+                    {name: values[half] for name, values in vectors[0].items()}
+                    for half in (slice(0, num // 2), slice(num // 2, None))
+                )
+                floor = one, other
         return Reals(vectors, floor, {"data": [each.made_of["data"] for each in draws]})
 
     def clips(

@@ -96,7 +96,8 @@ def read_protocol(name: str) -> Protocol:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         parsed = parser.parse_object({"protocol": {"name": path.stem, **content}})
-        return parser.instantiate_classes(parsed).protocol
+        built: Any = parser.instantiate_classes(parsed)
+        return built.protocol
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 

@@ -29,7 +29,7 @@ def read_captions(folder: ClipFolder, file: str | None = None) -> list[str] | No
             )
         return _checked(said, file)
     if (table := folder.folder / TABLE).is_file():
-        captions = dict(_columns(table, ("file_name", "text")))
+        captions = {row[0]: row[1] for row in _columns(table, ("file_name", "text"))}
         if absent := sorted(captions.keys() - set(folder.names)):
             raise ValueError(
                 f"{table}: captions without videos: {len(absent)} of {len(captions)} rows name no "
