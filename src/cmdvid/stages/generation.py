@@ -125,15 +125,11 @@ class GenerationStage(LightningModule):
         self.folder = Path(self.report or Path(self.trainer.default_root_dir) / "eval")
         self.made_of = self._settings()
         key = digest(self.made_of | {"source": source_digest()})[:12]
-        place = self.folder / f"clips-{key}"
-        self.clips = {
-            name: LevelClips(place / file_name(name), LEVELS[1:]) for name in self.test_names
-        }
+        places = {name: self.folder / f"clips-{key}" / file_name(name) for name in self.test_names}
+        self.clips = {name: LevelClips(place, LEVELS[1:]) for name, place in places.items()}
         self.by_protocol = None
-        if self.evaluation is not None:
-            self.by_protocol = ProtocolTest(
-                self.evaluation, self.trainer, self.device, self.sampling
-            )
+        if how := self.evaluation:
+            self.by_protocol = ProtocolTest(how, self.trainer, self.device, self.sampling)
 
     def test_step(
         self, batch: ClipBatch, batch_idx: int, dataloader_idx: int = 0
