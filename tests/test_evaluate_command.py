@@ -24,13 +24,13 @@ def project(tmp_path_factory):
     """A data set in `data`, its held-out clips as a model's arrays in `made`, and a protocol."""
     folder = tmp_path_factory.mktemp("project")
     counts = ["--num-videos=2", "--val-videos=12", "--heldout-videos=8"]
-    main(
-        ["shapes", "--out", str(folder / "data"), *counts, "--num-frames=4", "--image-size=[24,32]"]
-    )
-    (folder / "data" / "heldout.csv").unlink()  # as if a model had made them
+    clips = ["--num-frames=4", "--image-size=[24,32]"]
+    main(["shapes", "--out", str(folder / "data"), *counts, *clips])
+    # as if a model had made them
+    shutil.move(folder / "data" / "videos" / "heldout_000", folder / "clips")
     (folder / "made").mkdir()
     spec = ClipSpec(4, (24, 32))
-    for path in sorted((folder / "data" / "videos" / "heldout_000").iterdir()):
+    for path in sorted((folder / "clips").iterdir()):
         frames = rearrange(read_clip(path, spec), "c l h w -> l h w c").numpy()
         np.savez(folder / "made" / f"{path.stem}.npz", frames)
     (folder / "p.yaml").write_text(PROTOCOL)
