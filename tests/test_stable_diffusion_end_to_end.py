@@ -32,6 +32,7 @@ def fit(folder: Path, stage: str, model: dict, clips: str, *, lr: float, steps: 
         "data": {
             "train": index,
             "val": index,
+            "allow_leakage": True,
             "spec": {"num_frames": 4, "image_size": [32, 48]},
             "batch_size": 4,
             "num_workers": 0,

@@ -55,7 +55,9 @@ def trainer(**options):
 
 
 def module(folder, **options):
-    options = {"spec": SPEC, "batch_size": 2, "num_workers": 0} | options
+    # most tests read one folder for all splits
+    common = {"spec": SPEC, "batch_size": 2, "num_workers": 0, "allow_leakage": True}
+    options = common | options
     return VideoDataModule(VideoFolder(str(folder)), **options)
 
 
@@ -117,6 +119,19 @@ def test_a_verb_without_its_index_says_which(run, message):
         getattr(trainer(), run)(Recorder(), VideoDataModule())
 
 
+@pytest.mark.parametrize("run", ["fit", "test"])
+def test_videos_to_train_on_must_not_be_in_what_is_scored(folder, run):
+    left = VideoFolder(str(folder / "left"))
+    data = module(folder, val=left, allow_leakage=False)
+    with pytest.raises(ValueError, match=r"4 of 4 videos of data.val .* data.train"):
+        getattr(trainer(), run)(Recorder(), data)
+    data = module(folder, test={"seen": left}, allow_leakage=False)
+    with pytest.raises(ValueError, match=r"4 of 4 videos of data.test.seen .* data.train"):
+        getattr(trainer(), run)(Recorder(), data)
+    apart = module(folder / "right", val=left, allow_leakage=False)
+    getattr(trainer(), run)(Recorder(), apart)
+
+
 def test_fewer_clips_than_a_batch_is_an_error(folder):
     with pytest.raises(ValueError, match=r"data.train has 7 samples, too few for one batch of 8"):
         trainer().fit(Recorder(), module(folder, batch_size=8))
@@ -153,6 +168,7 @@ def test_overfitting_one_batch_works(folder):
 def test_the_command_line_builds_it_and_checkpoints_hold_plain_settings(folder, tmp_path):
     args = [
         *["fit", "--data.train=VideoFolder", f"--data.train.root={folder}"],
+        "--data.train.classes=[right, left]",
         *["--data.spec.num_frames=4", "--data.spec.image_size=[16, 24]"],
         *["--data.batch_size=2", "--data.num_workers=0"],
         *["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.max_steps=1"],
@@ -164,7 +180,7 @@ def test_the_command_line_builds_it_and_checkpoints_hold_plain_settings(folder, 
     assert len(cli.model.trained) == 1
     saved = torch.load(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)
     settings = saved["datamodule_hyper_parameters"]
-    assert settings["train"]["init_args"] == {"root": str(folder)}
+    assert settings["train"]["init_args"] == {"root": str(folder), "classes": ["right", "left"]}
     assert settings["spec"]["num_frames"] == 4
     with pytest.raises(SystemExit):
         LightningCLI(
@@ -176,5 +192,5 @@ def test_the_command_line_builds_it_and_checkpoints_hold_plain_settings(folder, 
 
 def test_built_in_python_it_saves_no_objects(folder):
     assert set(module(folder).hparams) == {
-        *["latents", "batch_size", "num_workers", "seed", "flip", "strict"]
+        *["latents", "batch_size", "num_workers", "seed", "flip", "strict", "allow_leakage"]
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cmdvid.data.index import UCF101, Prompts, VideoFolder, WebVid
+from cmdvid.data.index import UCF101, Prompts, VideoFolder
 
 CLASSES = ["Hammering", "HammerThrow", "HandstandPushups", "JumpingJack", "JumpRope"]
 
@@ -82,63 +82,23 @@ def test_ucf101_without_any_file_or_with_a_strange_class_is_an_error(ucf101):
         UCF101(str(ucf101), fold=3)
 
 
-def webvid(root, text, videos=("000001_000050/7.mp4", "000051_000100/8.mp4")):
-    for name in videos:
-        path = root / "videos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-    path = root / "results.csv"
-    path.write_bytes(text)
-    return str(path)
+@pytest.mark.parametrize("line", ["Hammering", "1", "one Hammering"])
+def test_ucf101_names_a_malformed_line_of_its_classes(ucf101, line):
+    path = ucf101 / "ucfTrainTestlist" / "classInd.txt"
+    path.write_text(f"1 Archery\n{line}\n")
+    with pytest.raises(ValueError, match=rf"classInd.txt: each line needs .* got '{line}'"):
+        UCF101(str(ucf101))
 
 
-ROWS = [
-    "videoid,contentUrl,duration,page_dir,name",
-    '7,https://a,PT00H00M17S,000001_000050,"A cat, ""grey"", runs"',
-    "8,,,000051_000100,",
-    "9,,,000051_000100,not there",
-    "10,cut short",
-]
-
-
-@pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n")])
-def test_webvid_reads_csv_with_and_without_bom_and_crlf(tmp_path, caplog, start, end):
-    index = WebVid(webvid(tmp_path, (start + end.join(ROWS) + end).encode()))
-    videos = tmp_path / "videos"
-    assert index.entries == [
-        (str(videos / "000001_000050" / "7.mp4"), 'A cat, "grey", runs'),
-        (str(videos / "000051_000100" / "8.mp4"), ""),
-    ]
-    assert index.num_missing == 2
-    assert "2 of 4 listed videos are missing" in caplog.text
-    assert index.classes is None
-
-
-def test_webvid_columns_come_in_any_order_and_number(tmp_path):
-    text = b"name,more,videoid,page_dir\nA dog,,7,000001_000050\n"
-    index = WebVid(webvid(tmp_path, text))
-    assert [(Path(e.path).name, e.condition) for e in index.entries] == [("7.mp4", "A dog")]
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / "a.csv").write_bytes(text)
-    elsewhere = WebVid(str(tmp_path / "lists" / "a.csv"), root=str(tmp_path))
-    assert elsewhere.entries == index.entries
-
-
-def test_webvid_names_the_missing_column(tmp_path):
-    path = webvid(tmp_path, b"videoid,page_dir,caption\n7,000001_000050,x\n")
-    with pytest.raises(ValueError, match="lacks name, found videoid, page_dir, caption"):
-        WebVid(path)
-    path = webvid(tmp_path, b"videoid;page_dir;name\n")
-    with pytest.raises(ValueError, match=r"separated by commas, .* found videoid;page_dir;name"):
-        WebVid(path)
-    with pytest.raises(ValueError, match=r"no.csv: cannot be read \(No such file"):
-        WebVid(str(tmp_path / "no.csv"))
-
-
-def test_webvid_without_any_file_names_what_it_tried(tmp_path):
-    path = webvid(tmp_path, b"videoid,page_dir,name\n9,a,x\n5,..,x\n")
-    with pytest.raises(ValueError, match=r"none of its 2 videos is there; tried .*a/9.mp4"):
-        WebVid(path)
+def test_ucf101_counts_repeated_lines_and_never_leaves_its_folder(ucf101, caplog):
+    (ucf101 / "Hammering").mkdir()
+    (ucf101 / "Hammering" / "1.avi").write_bytes(b"x")
+    lines = ["Hammering/v_Hammering_g08_c01.avi 1"] * 3 + ["Hammering/../../Hammering/1.avi 1"]
+    (ucf101 / "ucfTrainTestlist" / "trainlist03.txt").write_text("\n".join(lines))
+    index = UCF101(str(ucf101), fold=3)
+    assert (len(index), index.num_missing) == (3, 1)
+    assert "2 rows name a video that another row names" in caplog.text
+    assert "not a relative path with forward slashes" in caplog.text
 
 
 def tree(root, *names):
@@ -160,6 +120,24 @@ def test_folders_are_classes(tmp_path):
     assert items(index, root) == [("a/3.webm", 0), ("a/deep/2.AVI", 0), ("b/1.mp4", 1)]
     flat = VideoFolder(tree(tmp_path / "flat", "1.mp4"))
     assert (flat.classes, flat[0].condition) == (["flat"], 0)
+
+
+def test_given_classes_number_the_folders_whichever_are_there(tmp_path):
+    root = tree(tmp_path, "run/1.mp4", "jump/2.mp4")
+    index = VideoFolder(root, classes=["swim", "run", "jump"])
+    assert index.classes == ["swim", "run", "jump"]
+    assert items(index, root) == [("jump/2.mp4", 2), ("run/1.mp4", 1)]
+    with pytest.raises(ValueError, match=r"folders run are none of VideoFolder.classes, .* jump"):
+        VideoFolder(root, classes=["swim", "jump"])
+    with pytest.raises(ValueError, match="names run more than once"):
+        VideoFolder(root, classes=["run", "jump", "run"])
+
+
+def test_given_classes_go_before_captions(tmp_path):
+    root = tree(tmp_path, "run/1.mp4")
+    (tmp_path / "run" / "1.txt").write_text("a caption")
+    (tmp_path / "metadata.csv").write_text("file_name,text\nrun/1.mp4,x\n")
+    assert VideoFolder(root, classes=["run"])[0].condition == 0
 
 
 def test_text_files_beside_the_videos_are_captions(tmp_path, caplog):
@@ -192,14 +170,43 @@ def test_metadata_files_are_captions(tmp_path, caplog, kind, key):
     assert "3.mp4" in caplog.text
 
 
+def test_metadata_headers_may_have_spaces_and_captions_be_absent(tmp_path, caplog):
+    root = tree(tmp_path, "1.mp4", "2.mp4")
+    (tmp_path / "metadata.csv").write_text("caption , file_name \nnan,1.mp4\nb,2.mp4\n,1.mp4\n")
+    assert items(VideoFolder(root), root) == [("1.mp4", ""), ("2.mp4", "b"), ("1.mp4", "")]
+    assert "2 videos have no caption" in caplog.text
+    assert "1 rows name a video that another row names" in caplog.text
+    (tmp_path / "metadata.csv").unlink()
+    lines = ['{"file_name": "1.mp4", "text": NaN}', '{"file_name": "2.mp4", "text": null}']
+    (tmp_path / "metadata.jsonl").write_text("\r\n".join(lines))
+    assert items(VideoFolder(root), root) == [("1.mp4", ""), ("2.mp4", "")]
+
+
+def test_metadata_names_stay_below_the_folder(tmp_path, caplog):
+    root = tree(tmp_path / "data", "1.mp4")
+    tree(tmp_path, "out.mp4")
+    names = ["1.mp4", "../out.mp4", str(tmp_path / "out.mp4"), "a\\1.mp4"]
+    table = tmp_path / "data" / "metadata.csv"
+    table.write_text("file_name,text\n" + "".join(f"{name},x\n" for name in names))
+    index = VideoFolder(root)
+    assert (items(index, root), index.num_missing) == ([("1.mp4", "x")], 3)
+    assert f"{tmp_path / 'out.mp4'} (not a relative path" in caplog.text
+    assert caplog.text.count("not a relative path with forward slashes and without '..'") == 3
+
+
 def test_metadata_without_the_needed_columns_is_an_error(tmp_path):
     root = tree(tmp_path, "1.mp4")
     (tmp_path / "metadata.csv").write_text("file,text\n1.mp4,x\n")
     with pytest.raises(ValueError, match=r"metadata.csv: needs the columns .* lacks file_name"):
         VideoFolder(root)
+    (tmp_path / "metadata.csv").write_text("file_name;text\n1.mp4;x\n")
+    with pytest.raises(ValueError, match=r"metadata.csv: .* commas, .* found file_name;text$"):
+        VideoFolder(root)
     (tmp_path / "metadata.csv").unlink()
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.mp4"}\n')
-    with pytest.raises(ValueError, match=r"metadata.jsonl: each line needs .* got '\{\"file_name"):
+    with pytest.raises(
+        ValueError, match=r"metadata.jsonl: each line needs .* got '\{\"file_name.* 1$"
+    ):
         VideoFolder(root)
 
 

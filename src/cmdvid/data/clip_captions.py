@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmdvid.data.clip_folder import ClipFolder
-from cmdvid.data.index import _columns, _read_text
+from cmdvid.data.tables import csv_rows, read_text
 
 TABLE = "metadata.csv"
 
@@ -21,7 +21,7 @@ def read_captions(folder: ClipFolder, file: str | None = None) -> list[str] | No
         ValueError: If there is not exactly one caption for each clip.
     """
     if file is not None:
-        said = _read_text(Path(file)).splitlines()
+        said = read_text(Path(file)).splitlines()
         if len(said) != len(folder):
             raise ValueError(
                 f"{file}: {len(said)} captions for {len(folder)} clips in {folder.folder}: one a "
@@ -29,7 +29,7 @@ def read_captions(folder: ClipFolder, file: str | None = None) -> list[str] | No
             )
         return _checked(said, file)
     if (table := folder.folder / TABLE).is_file():
-        captions = {row[0]: row[1] for row in _columns(table, ("file_name", "text"))}
+        captions = {row[0]: row[1] for row in csv_rows(table, "file_name", "text")}
         if absent := sorted(captions.keys() - set(folder.names)):
             raise ValueError(
                 f"{table}: captions without videos: {len(absent)} of {len(captions)} rows name no "
@@ -39,7 +39,7 @@ def read_captions(folder: ClipFolder, file: str | None = None) -> list[str] | No
     texts = [_beside(folder.folder / name) for name in folder.names]
     if not any(text.is_file() for text in texts):
         return None
-    said = [" ".join(_read_text(x).split()) if x.is_file() else "" for x in texts]
+    said = [" ".join(read_text(x).split()) if x.is_file() else "" for x in texts]
     return _checked(said, folder.folder)
 
 

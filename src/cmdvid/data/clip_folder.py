@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cmdvid.data.index import VIDEO_SUFFIXES
+from cmdvid.data.files import VIDEO_SUFFIXES
 from cmdvid.frames import resize_and_crop
 from cmdvid.types import ClipBatch
 from cmdvid.video import ClipSpec, frame_size, read_clip

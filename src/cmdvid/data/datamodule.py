@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
+from cmdvid.data.leakage import refuse_leakage
 from cmdvid.types import ClipBatch
 from cmdvid.video import ClipSpec
 
@@ -35,7 +36,7 @@ class VideoDataModule(LightningDataModule):
     Workers hand over uint8, a quarter of the bytes. All is sharded over ranks here, so the trainer
     needs ``use_distributed_sampler=False``.
 
-    Twelve arguments, though eight are the limit: each is a line of the user's config.
+    Thirteen arguments, though eight are the limit: each is a line of the user's config.
 
     Args:
         train: Index for ``fit``.
@@ -49,6 +50,7 @@ class VideoDataModule(LightningDataModule):
         seed: Seed of order, windows and flips.
         flip: Mirror half of the training clips; wrong for captions that name directions.
         strict: Raise at a file that cannot give a clip, instead of taking another.
+        allow_leakage: Let ``val`` and ``test`` hold videos of ``train``, which is refused else.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class VideoDataModule(LightningDataModule):
         seed: int = 0,
         flip: bool = False,
         strict: bool = False,
+        allow_leakage: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -76,6 +79,7 @@ class VideoDataModule(LightningDataModule):
         self.spec, self.latents = spec, latents
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.flip, self.strict = seed, flip, strict
+        self.allow_leakage = allow_leakage
         self.split: str | None = None  # "train" or "val": what `encode` reads through predict
         self.clips: dict[str, ClipDataset] = {}  # in use, by name, to report bad files at the end
         # not to the logger, which refuses a name that the stage has too, with another value
@@ -95,10 +99,14 @@ class VideoDataModule(LightningDataModule):
             raise ValueError(f"encode needs data.{split}, an index of videos")
 
     def setup(self, stage: str) -> None:
-        """Check that the indexes which this verb reads are given."""
+        """Check that the indexes which this verb reads are given, and share no video."""
         have_val = self.val is not None or self.latents is not None
         if stage == "fit" and self.train is None and self.latents is None:
             raise ValueError("fit needs data.train, an index of videos, or data.latents")
+        if stage in ("fit", "test") and self.train is not None and not self.allow_leakage:
+            tests = {f"test.{name}": index for name, index in (self.test or {}).items()}
+            others = ({} if self.val is None else {"val": self.val}) | tests
+            refuse_leakage(self.train, others)
         if stage == "test" and self.test:
             return
         if stage in ("validate", "test") and not have_val:

@@ -1,26 +1,33 @@
 """Indexes: all that differs between data sets. An item is a file and its label or caption.
 
 An index holds paths and conditions, no video. Listed files that are not there are left out and
-counted in ``num_missing``; an index without any file is an error.
+counted in ``num_missing``; an index without any file is an error. How names in lists and tables
+are read, see ``cmdvid.data.files`` and ``cmdvid.data.tables``.
 """
 
-import csv as csv_files
-import io
-import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from torch.utils.data import Dataset
 
+from cmdvid.data.files import (
+    VIDEO_SUFFIXES,
+    files_below,
+    report_missing,
+    report_rows,
+    stays_inside,
+    tried,
+)
+from cmdvid.data.tables import clean_caption, metadata_rows, read_lines, read_text
+from cmdvid.data.webvid import WebVid
 from cmdvid.types import VideoEntry
 
-logger = logging.getLogger(__name__)
+__all__ = ["UCF101", "Prompts", "VideoFolder", "WebVid"]
 
-VIDEO_SUFFIXES = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"}
-VIDEO_SUFFIXES |= {".ts", ".webm", ".wmv"}
+logger = logging.getLogger(__name__)
 
 
 class UCF101(Dataset[VideoEntry]):
@@ -46,14 +53,14 @@ class UCF101(Dataset[VideoEntry]):
         fold: Literal[1, 2, 3] = 1,
     ) -> None:
         lists, videos = Path(root) / "ucfTrainTestlist", Path(root) / "UCF-101"
-        names = [line.split(maxsplit=1)[1] for line in _lines(lists / "classInd.txt")]
+        names = _class_names(lists / "classInd.txt")
         labels = {name.lower(): label for label, name in enumerate(names)}
-        on_disk = {p.relative_to(videos).as_posix().lower(): p for p in _video_files(videos)}
+        on_disk = {p.relative_to(videos).as_posix().lower(): p for p in files_below(videos)}
         self.classes: list[str] | None = names
         self.entries: list[VideoEntry] = []
         missing = []
         list_file = lists / f"{split}list{fold:02d}.txt"
-        for line in _lines(list_file):
+        for line in read_lines(list_file):
             listed = line.split()[0]  # train lists add the label, test lists do not
             class_name = listed.split("/")[0]
             if class_name.lower() not in labels:
@@ -61,44 +68,9 @@ class UCF101(Dataset[VideoEntry]):
             if path := on_disk.get(listed.lower()):
                 self.entries.append(VideoEntry(str(path), labels[class_name.lower()]))
             else:
-                missing.append(str(videos / listed))
-        self.num_missing = _report_missing(list_file, missing, len(self.entries))
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> VideoEntry:
-        return self.entries[index]
-
-
-class WebVid(Dataset[VideoEntry]):
-    """Captioned videos named by a csv in WebVid's format.
-
-    The columns ``videoid``, ``page_dir`` and ``name`` (the caption) are read, in any order, and
-    others ignored. A video is ``root/videos/{page_dir}/{videoid}.mp4``. An empty caption is the
-    null condition.
-
-    Args:
-        csv: The csv file (UTF-8, commas).
-        root: Folder that holds ``videos``; by default the csv's folder.
-
-    Raises:
-        ValueError: If the csv or a column is missing, or none of its videos is there.
-    """
-
-    def __init__(self, csv: str, *, root: str | None = None) -> None:
-        videos = (Path(root) if root else Path(csv).parent) / "videos"
-        on_disk = {str(path) for path in _video_files(videos)}
-        self.classes: list[str] | None = None
-        self.entries: list[VideoEntry] = []
-        missing = []
-        for video_id, page_dir, caption in _columns(csv, ("videoid", "page_dir", "name")):
-            path = str(videos / page_dir / f"{video_id}.mp4")
-            if path in on_disk:
-                self.entries.append(VideoEntry(path, caption))
-            else:
-                missing.append(path)
-        self.num_missing = _report_missing(Path(csv), missing, len(self.entries))
+                missing.append(tried(videos, listed))
+        self.num_missing = report_missing(list_file, missing, len(missing), len(self.entries))
+        report_rows(list_file, num_repeated=_num_repeated(self.entries))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -118,39 +90,51 @@ class VideoFolder(Dataset[VideoEntry]):
 
     Args:
         root: The folder, searched with all below it.
+        classes: Names of the class folders in the order of their numbers; with it only the third
+            way is looked for. By default the folders that are there, sorted, so that a split
+            without one of them would number the others differently.
 
     Raises:
-        ValueError: If there is no video, or the metadata file lacks a column.
+        ValueError: If there is no video, the metadata file lacks a column, or a folder is none of
+            ``classes``.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, classes: Sequence[str] | None = None) -> None:
         folder = Path(root)
         self.classes: list[str] | None = None
         self.num_missing = 0
-        if metadata := _metadata(folder):
-            rows = [VideoEntry(str(folder / name), caption) for name, caption in metadata]
-            self.entries = [row for row in rows if os.path.isfile(row.path)]
-            missing = [row.path for row in rows if not os.path.isfile(row.path)]
-            self.num_missing = _report_missing(folder, missing, len(self.entries))
+        if classes is None and (metadata := metadata_rows(folder)):
+            self._read_metadata(folder, *metadata)
             return
-        if not (files := _video_files(folder)):
+        if not (files := files_below(folder)):
             raise ValueError(
                 f"{folder}: no video in this folder or below "
                 f"(looked for {' '.join(sorted(VIDEO_SUFFIXES))})"
             )
-        captions = [_sidecar(path) for path in files]
-        if any(caption is not None for caption in captions):
-            if num_bare := captions.count(None):
-                logger.warning("%s: %d videos have no caption file", folder, num_bare)
-            self.entries = [
-                VideoEntry(str(p), c or "") for p, c in zip(files, captions, strict=True)
-            ]
+        if classes is None and (captions := _sidecars(folder, files)):
+            self.entries = [VideoEntry(str(path), captions.get(path, "")) for path in files]
+            if num_alone := len(files) - len(captions):
+                logger.warning("%s: %d videos have no caption file", folder, num_alone)
+            report_rows(folder, num_bare=list(captions.values()).count(""))
             return
         parts = [path.relative_to(folder).parts for path in files]
         names = [part[0] if len(part) > 1 else folder.resolve().name for part in parts]
-        self.classes = sorted(set(names))
+        self.classes = sorted(set(names)) if classes is None else _checked(classes, names, folder)
         labels = {name: label for label, name in enumerate(self.classes)}
         self.entries = [VideoEntry(str(p), labels[n]) for p, n in zip(files, names, strict=True)]
+
+    def _read_metadata(self, folder: Path, table: Path, rows: Sequence[tuple[str, str]]) -> None:
+        self.entries: list[VideoEntry] = []
+        missing = []
+        for name, caption in rows:
+            path = folder / name
+            if stays_inside(name) and path.is_file():
+                self.entries.append(VideoEntry(str(path), caption))
+            else:
+                missing.append(tried(folder, name))
+        self.num_missing = report_missing(table, missing, len(missing), len(self.entries))
+        num_bare = sum(entry.condition == "" for entry in self.entries)
+        report_rows(table, num_repeated=_num_repeated(self.entries), num_bare=num_bare)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -178,7 +162,7 @@ class Prompts(Dataset[str]):
             raise ValueError("Prompts needs either a file of prompts or a prompt, not both")
         if num_samples < 1:
             raise ValueError(f"Prompts.num_samples must be at least 1, got {num_samples}")
-        prompts = _lines(Path(file)) if file is not None else [prompt or ""]
+        prompts = read_lines(Path(file)) if file is not None else [prompt or ""]
         self.entries = [text for text in prompts for _ in range(num_samples)]
 
     def __len__(self) -> int:
@@ -188,92 +172,40 @@ class Prompts(Dataset[str]):
         return self.entries[index]
 
 
-def _read_text(path: Path) -> str:
-    """Read UTF-8 text with or without a byte order mark; stray bytes do not stop it."""
-    try:
-        return path.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+def _class_names(path: Path) -> list[str]:
+    """The names in classInd.txt, in its order."""
+    names = []
+    for line in read_lines(path):
+        number, _, name = line.partition(" ")
+        if not number.isdigit() or not name.strip():
+            raise ValueError(f"{path}: each line needs a number and a class name, got {line!r}")
+        names.append(name.strip())
+    return names
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty, in any line-end convention."""
-    if lines := [line.strip() for line in _read_text(path).splitlines() if line.strip()]:
-        return lines
-    raise ValueError(f"{path}: the file holds no line of text")
-
-
-def _columns(path: str | Path, needed: Sequence[str]) -> list[tuple[str, ...]]:
-    """Read some columns of a csv file with a header, wherever they stand."""
-    rows = csv_files.reader(io.StringIO(_read_text(Path(path)), newline=""))
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        if absent := [name for name in needed if name not in header]:
-            raise ValueError(
-                f"{path}: needs the columns {', '.join(needed)} separated by commas, "
-                f"lacks {', '.join(absent)}, found {', '.join(header) or 'nothing'}"
-            )
-        at = [header.index(name) for name in needed]
-        # a row that is cut short names no video and counts as a missing one
-        return [tuple(row[i].strip() if i < len(row) else "" for i in at) for row in rows if row]
-    except csv_files.Error as error:
-        raise ValueError(f"{path}: line {rows.line_num} is no csv ({error})") from error
-
-
-def _metadata(folder: Path) -> list[tuple[str, ...]] | None:
-    """File names and captions of ``metadata.csv`` or ``metadata.jsonl``; None without one."""
-    if (path := folder / "metadata.csv").is_file():
-        header = next(csv_files.reader(io.StringIO(_read_text(path), newline="")), [])
-        return _columns(path, ("file_name", "caption" if "caption" in header else "text"))
-    if not (path := folder / "metadata.jsonl").is_file():
-        return None
-    return [_json_row(path, line) for line in _lines(path)]
-
-
-def _json_row(path: Path, line: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-        caption = row["text"] if "text" in row else row["caption"]
-        return str(row["file_name"]), str(caption or "")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+def _checked(classes: Sequence[str], found: Sequence[str], folder: Path) -> list[str]:
+    """The given classes, if they are all that a folder needs."""
+    if repeated := sorted({name for name in classes if list(classes).count(name) > 1}):
+        raise ValueError(f"VideoFolder.classes names {', '.join(repeated)} more than once")
+    if unknown := sorted(set(found) - set(classes)):
         raise ValueError(
-            f'{path}: each line needs {{"file_name": ..., "text": ...}}, got {line[:80]!r}'
-        ) from error
-
-
-def _sidecar(path: Path) -> str | None:
-    """The caption in the text file beside a video; None without one."""
-    text = path.with_suffix(".txt")
-    return " ".join(_read_text(text).split()) if text.is_file() else None
-
-
-def _video_files(folder: Path) -> list[Path]:
-    """All videos of a tree, sorted by path; links are followed, hidden files left out."""
-    found: list[Path] = []
-    seen: set[str] = set()  # folders visited, or links to a parent would never end
-    for directory, subfolders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        found += [
-            Path(directory, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
-        ]
-    return sorted(found)
-
-
-def _report_missing(source: Path, missing: Iterable[str], num_found: int) -> int:
-    """Warn of listed files that are not there, and return their number."""
-    missing = list(missing)
-    shown = ", ".join(missing[:5])
-    if not num_found:
-        raise ValueError(f"{source}: none of its {len(missing)} videos is there; tried {shown}")
-    if missing:
-        total = len(missing) + num_found
-        logger.warning(
-            "%s: %d of %d listed videos are missing: %s", source, len(missing), total, shown
+            f"{folder}: the folders {', '.join(unknown)} are none of VideoFolder.classes, "
+            f"which are {', '.join(classes)}"
         )
-    return len(missing)
+    return list(classes)
+
+
+def _sidecars(folder: Path, videos: Sequence[Path]) -> dict[Path, str]:
+    """The captions in the text files beside videos."""
+    there = set(files_below(folder, {".txt"}))
+    texts = {path: path.with_suffix(".txt") for path in videos}
+    return {
+        path: clean_caption(" ".join(read_text(text).split()))
+        for path, text in texts.items()
+        if text in there
+    }
+
+
+def _num_repeated(entries: Sequence[VideoEntry]) -> int:
+    """How many rows name a file that stands in a row before."""
+    return len(entries) - len({os.path.normpath(entry.path) for entry in entries})

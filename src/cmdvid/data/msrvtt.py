@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from cmdvid.data.index import _columns, _lines, _read_text, _report_missing, _video_files
+from cmdvid.data.files import files_below, report_missing
+from cmdvid.data.tables import csv_rows, read_lines, read_text
 from cmdvid.types import VideoEntry
 
 
@@ -45,7 +46,7 @@ class MSRVTT(Dataset[VideoEntry]):
                 f"as {', '.join(silent[:5])}: give the annotations of this split"
             )
         folder = Path(root) if root else Path(captions).parent
-        found = {path.stem: str(path) for path in _video_files(folder)}
+        found = {path.stem: str(path) for path in files_below(folder)}
         missing = [str(folder / f"{name}.mp4") for name in wanted if name not in found]
         self.classes: list[str] | None = None
         self.entries = [
@@ -54,7 +55,9 @@ class MSRVTT(Dataset[VideoEntry]):
             if name in found
             for caption in (said[name] if seed is None else [_drawn(said[name], name, seed)])
         ]
-        self.num_missing = _report_missing(Path(ids or captions), missing, len(self.entries))
+        self.num_missing = report_missing(
+            Path(ids or captions), missing, len(missing), len(self.entries)
+        )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -73,7 +76,7 @@ def _json(path: Path) -> dict[str, list[str]]:
     """Captions by video, in the order of the sentences."""
     said: dict[str, list[str]] = defaultdict(list)
     try:
-        for sentence in json.loads(_read_text(path))["sentences"]:
+        for sentence in json.loads(read_text(path))["sentences"]:
             said[str(sentence["video_id"])].append(str(sentence["caption"]).strip())
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
@@ -85,12 +88,12 @@ def _json(path: Path) -> dict[str, list[str]]:
 
 def _csv(path: Path) -> dict[str, list[str]]:
     said: dict[str, list[str]] = defaultdict(list)
-    for name, sentence in _columns(path, ("video_id", "sentence")):
+    for name, sentence in csv_rows(path, "video_id", "sentence"):
         said[name].append(sentence)
     return dict(said)
 
 
 def _ids(path: Path) -> list[str]:
     """The first column of a list, with or without a heading."""
-    names = [line.split(",")[0].strip() for line in _lines(path)]
+    names = [line.split(",")[0].strip() for line in read_lines(path)]
     return names[1:] if names[0] == "video_id" else names

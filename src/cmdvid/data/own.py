@@ -1,8 +1,6 @@
 """Anybody's folder of videos as captioned train and val sets, whatever its layout."""
 
-import csv
 import hashlib
-import io
 import logging
 import os
 import re
@@ -13,6 +11,7 @@ from typing import Literal
 from torch.utils.data import Dataset
 
 from cmdvid.data.index import VideoFolder, WebVid
+from cmdvid.data.tables import read_header
 from cmdvid.types import VideoEntry
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,8 @@ class OwnVideos(Dataset[VideoEntry]):
 
     Classes become captions: ``PlayingGuitar`` is "playing guitar". A video's split follows from
     its path below ``root`` alone, so more videos move none of the others. Fewer than ten videos
-    are in both splits.
+    are in both splits, which `fit` takes with ``data.allow_leakage`` only. Rows are held in
+    memory: for millions use ``cmdvid.data.index.WebVid``.
 
     Args:
         root: The folder; ``~`` is the home folder.
@@ -114,9 +114,7 @@ def _webvid(tables: list[Path]) -> list[WebVid]:
 
 
 def _is_webvid(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = next(csv.reader(io.StringIO(file.readline())), [])
-    return {name.strip() for name in header} >= WEBVID_COLUMNS
+    return path.is_file() and set(read_header(path)) >= WEBVID_COLUMNS
 
 
 def _caption(label: int | str, classes: list[str] | None) -> str:

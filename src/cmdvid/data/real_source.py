@@ -6,8 +6,10 @@ from typing import Literal
 from torch.utils.data import Dataset
 
 from cmdvid.data.clip_folder import ClipFolder
-from cmdvid.data.index import UCF101, VideoFolder, WebVid, _columns, _video_files
+from cmdvid.data.files import files_below
+from cmdvid.data.index import UCF101, VideoFolder, WebVid
 from cmdvid.data.msrvtt import MSRVTT
+from cmdvid.data.tables import read_header
 from cmdvid.types import VideoEntry
 from cmdvid.video import ClipSpec
 
@@ -50,7 +52,7 @@ def real_source(
         raise ValueError(f"{folder}: {names} all name videos, and not one of them is for {split!r}")
     for path, kind in tables.items():
         return WebVid(str(path)) if kind == "WebVid" else MSRVTT(str(path))
-    if not _video_files(root):
+    if not files_below(root):
         return ClipFolder(root, num_frames=spec.num_frames, image_size=spec.image_size)
     return VideoFolder(folder)
 
@@ -87,10 +89,5 @@ def _kind(path: Path) -> str | None:
     if path.suffix == ".json":
         return "MSR-VTT" if "videodatainfo" in path.name else None
     columns = {"WebVid": ("videoid", "page_dir", "name"), "MSR-VTT": ("video_id", "sentence")}
-    for kind, needed in columns.items() if path.suffix == ".csv" else ():
-        try:
-            _columns(path, needed)
-        except ValueError:
-            continue
-        return kind
-    return None
+    header = set(read_header(path)) if path.suffix == ".csv" else set()
+    return next((kind for kind, needed in columns.items() if header >= set(needed)), None)

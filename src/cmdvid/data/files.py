@@ -1,0 +1,102 @@
+"""Video files on disk: finding them, naming them, and saying which are not there.
+
+One rule for every table and list: a name is relative to the data set's root, has forward slashes
+and stays below the root. One that is absolute, or has ``..`` or a backslash, names no video.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt64
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"}
+VIDEO_SUFFIXES |= {".ts", ".webm", ".wmv"}
+KEY_BYTES = 8
+NUM_SHOWN = 5  # missing files that are named
+RULE = "not a relative path with forward slashes and without '..'"
+
+
+def files_below(folder: Path, suffixes: Container[str] = VIDEO_SUFFIXES) -> list[Path]:
+    """All files of some kinds in a tree, sorted by path; links are followed, hidden ones left out.
+
+    Each folder is listed once and no file is looked at, so a slow disk is asked little.
+
+    Raises:
+        ValueError: If a folder cannot be listed, for what is in it would be missing unsaid.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()  # folders visited, or links to a parent would never end
+    for directory, subfolders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(directory)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        found += [
+            Path(directory, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        ]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # an absent folder holds no video; others say so
+        raise ValueError(f"{error.filename}: the folder cannot be read ({error.strerror})")
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a name from a table is relative, with forward slashes, and stays below its root."""
+    strange = name.startswith("/") or "\\" in name or "\0" in name
+    return bool(name) and not strange and ".." not in name.split("/")
+
+
+def path_key(real_path: str) -> bytes:
+    """Eight bytes that tell a file from others, from its path without links."""
+    data = real_path.encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
+
+
+def path_keys(paths: Iterable[str]) -> UInt64[np.ndarray, " n"]:
+    """The keys of files, links followed."""
+    return np.frombuffer(b"".join(path_key(os.path.realpath(path)) for path in paths), "<u8")
+
+
+def tried(root: Path, name: str) -> str:
+    """The path that a name stands for, and what is wrong with a name that breaks the rule."""
+    path = os.path.join(root, name)
+    return path if stays_inside(name) else f"{path} ({RULE})"
+
+
+def report_missing(source: Path, missing: Sequence[str], num_missing: int, num_found: int) -> int:
+    """Warn of listed files that are not there, some of which are given, and return their number.
+
+    Raises:
+        ValueError: If none is there.
+    """
+    shown, total = ", ".join(missing[:NUM_SHOWN]), num_missing + num_found
+    if not total:
+        raise ValueError(f"{source}: names no video")
+    if not num_found:
+        raise ValueError(f"{source}: none of its {total} videos is there; tried {shown}")
+    if num_missing:
+        logger.warning(
+            "%s: %d of %d listed videos are missing: %s", *(source, num_missing, total, shown)
+        )
+    return num_missing
+
+
+def report_rows(source: Path, *, num_repeated: int = 0, num_bare: int = 0) -> None:
+    """Warn of files that are named again, and of rows without a caption."""
+    if num_repeated:
+        logger.warning("%s: %d rows name a video that another row names", source, num_repeated)
+    if num_bare:
+        logger.warning(
+            "%s: %d videos have no caption and train the null condition", source, num_bare
+        )
