@@ -34,8 +34,8 @@ class ClipWriter(BasePredictionWriter):
     """Write predicted clips as mp4, their content frames as png, and a contact sheet of the first.
 
     Names are ``<index>-<caption>.mp4``, the same with ``-content.png``, and with ``.txt`` for the
-    whole caption; ``contact_sheet.png`` (a few frames of each clip) and ``contact_sheet.mp4``. Processes of a distributed run share the
-    folder, for an index is one process's alone.
+    whole caption; ``contact_sheet.png`` (a few frames of each clip) and ``contact_sheet.mp4``.
+    Processes of a distributed run share the folder, for an index is one process's alone.
 
     Args:
         out: Folder to write to.
