@@ -78,7 +78,8 @@ def evaluate(  # one argument for each option
     size = wanted.spec.image_size
     folder = ClipFolder(generated, num_frames=wanted.spec.num_frames, image_size=size)
     parts = _parts(folder, wanted)
-    said = read_captions(folder, captions)
+    spoken = captions is not None or "clipsim" in wanted.metrics
+    said = read_captions(folder, captions) if spoken else None
     check_captions(wanted, said)
     source = real_source(real, wanted.spec, wanted.split) if real else None
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

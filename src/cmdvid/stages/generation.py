@@ -123,7 +123,7 @@ class GenerationStage(LightningModule):
         self.scoreboard = Scoreboard(self.test_names, judge=self.judge, device=self.device)
         self.samples = {name: Samples() for name in self.test_names}
         self.folder = Path(self.report or Path(self.trainer.default_root_dir) / "eval")
-        self.made_of = self._settings()
+        self.made_of = self._settings() | {"precision": str(self.trainer.precision)}
         key = digest(self.made_of | {"source": source_digest()})[:12]
         places = {name: self.folder / f"clips-{key}" / file_name(name) for name in self.test_names}
         self.clips = {name: LevelClips(place, LEVELS[1:]) for name, place in places.items()}
@@ -237,7 +237,6 @@ class GenerationStage(LightningModule):
             **self.sampling,
             "scheduler": None if self.scheduler is None else _described(self.scheduler),
             "seed": self.seed,
-            "precision": str(self.trainer.precision),
             "weights": weights_digests(self.pipeline),
         }
 
