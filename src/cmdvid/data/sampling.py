@@ -55,7 +55,7 @@ class Sample(Dataset[VideoEntry]):
 
     def __init__(
         self,
-        index: Dataset[VideoEntry] | Sequence[VideoEntry],
+        index: Dataset[VideoEntry],
         *,
         num: int,
         seed: int = 0,
