@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from torch.utils.data import Dataset
 
 from cmdvid.data.clip_folder import ClipFolder
 from cmdvid.data.scene import ShapeAttributes, render
@@ -14,6 +15,11 @@ from cmdvid.types import VideoEntry
 from cmdvid.vectors import Weights
 from cmdvid.video import ClipSpec, read_clip, write_clip
 
+
+class Rows(list, Dataset):
+    """Rows of an index, given one by one."""
+
+
 L, SIZE = 4, (24, 32)
 PROTOCOL = Protocol("p", ("fvd_shapes", "motion"), num_samples=10, spec=ClipSpec(L, SIZE))
 CPU = torch.device("cpu")
@@ -23,7 +29,7 @@ CPU = torch.device("cpu")
 def videos(tmp_path_factory):
     """Rows of 24 videos of 6 frames, of two classes."""
     folder = tmp_path_factory.mktemp("videos")
-    entries = []
+    entries = Rows()
     for i in range(24):
         scene = ShapeAttributes("circle" if i % 2 else "square", "red", "left", "dark")
         clip = render(scene, seed=i, num_frames=6, image_size=SIZE).float() / 127.5 - 1
@@ -48,10 +54,10 @@ def test_a_draw_is_a_sample_of_all_classes_and_repeats_differ(videos):
 
 
 def test_captions_of_real_clips_are_used_if_all_have_one(videos):
-    said = [entry._replace(condition=f"clip {i}") for i, entry in enumerate(videos)]
+    said = Rows(entry._replace(condition=f"clip {i}") for i, entry in enumerate(videos))
     found = draw(said, PROTOCOL)
     assert [f"clip {int(e.path[-6:-4])}" for e in found.clips.index.entries] == found.captions
-    assert draw([entry._replace(condition="") for entry in videos], PROTOCOL).captions is None
+    assert draw(Rows(entry._replace(condition="") for entry in videos), PROTOCOL).captions is None
     assert draw(videos, PROTOCOL).captions is None
 
 
@@ -64,7 +70,7 @@ def test_the_floor_is_that_of_other_videos_at_the_same_n(videos, tmp_path):
     itself = one.scores(real, [real.draws[0]])
     assert itself["fvd_shapes"].value == pytest.approx(0, abs=1e-6)
     assert floor["fvd_shapes"].value > 0
-    few = evaluator(tmp_path).real(videos[:12])
+    few = evaluator(tmp_path).real(Rows(videos[:12]))
     assert evaluator(tmp_path).floor(few)["fvd_shapes"].n == 5  # halves
 
 
@@ -116,4 +122,4 @@ def test_captions_are_needed_for_clipsim(tmp_path):
     one = evaluator(tmp_path)
     one.protocol = Protocol("words", ("clipsim",), num_samples=2)
     with pytest.raises(ValueError, match="words measures CLIPSIM, which needs the caption"):
-        one.clips(torch.utils.data.Dataset(), tmp_path, made_of={})
+        one.clips(Dataset(), tmp_path, made_of={})

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from torch.utils.data import Dataset
 
 from cmdvid.data.sampling import Sample
 from cmdvid.protocols import FOLDER, Protocol, read_protocol
@@ -27,7 +28,11 @@ def test_a_preset_parses_and_only_stand_ins_need_no_weights(name):
 
 def test_ten_thousand_clips_come_from_fewer_videos():
     protocol = read_protocol("ucf101-10k")
-    train = [VideoEntry(f"{i:05d}.avi", i % 101) for i in range(9537)]
+
+    class Rows(list, Dataset):
+        pass
+
+    train = Rows(VideoEntry(f"{i:05d}.avi", i % 101) for i in range(9537))
     sample = Sample(train, num=protocol.count_reals, several_windows=protocol.several_windows)
     assert (len(sample), sample.num_files, protocol.repeats) == (10000, 9537, 4)
 

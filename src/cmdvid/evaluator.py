@@ -20,7 +20,7 @@ from cmdvid.report import Interval
 from cmdvid.types import ClipBatch, VideoEntry
 from cmdvid.vectors import Share, Weights, load_networks, read_vectors
 
-RealSource: TypeAlias = Dataset[VideoEntry] | Sequence[VideoEntry] | ClipFolder
+RealSource: TypeAlias = Dataset[VideoEntry] | ClipFolder
 """Videos to cut clips from, or clips that are cut already."""
 
 

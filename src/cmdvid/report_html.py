@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jaxtyping import UInt8
 from torch import Tensor
 
-from cmdvid.report import NOTE, Report, shown, write_text
+from cmdvid.report import COLUMNS, DISTANCES, NOTE, Report, shown, write_text
 from cmdvid.video import write_clip
 
 STYLE = """\
@@ -20,7 +20,7 @@ th, td { border-bottom: 1px solid #ccc; padding: .3em .7em; text-align: left; ve
 .table { overflow-x: auto; }
 .clips { display: grid; gap: 1em; grid-template-columns: repeat(auto-fill, minmax(9em, 1fr)); }
 figure { margin: 0; } figcaption, .level { color: #555; font-size: 12px; }
-video { width: 100%; image-rendering: pixelated; background: #eee; display: block; }
+video { width: 100%; height: auto; image-rendering: pixelated; background: #eee; display: block; }
 pre { white-space: pre-wrap; font-size: 12px; }
 """
 PAGE = """\
@@ -35,7 +35,7 @@ PAGE = """\
 </head>
 <body>
 <h1>{title}</h1>
-<div class="table">{table}</div>
+{table}
 <p>{note}</p>
 {clips}
 <h2>Settings</h2>
@@ -64,12 +64,13 @@ def write_page(
         fps: Frames a second of the clips.
     """
     title = f"Evaluation: {', '.join(report.scores)}"
-    head, *rows = report.cells()
+    others = [key for key in COLUMNS if key not in DISTANCES]
+    parts = [report.cells(scores=scores) for scores in (others, DISTANCES)]
     settings = {key: escape(shown(value)) for key, value in report.settings.items()}
     text = PAGE.format(
         title=escape(title),
         style=STYLE,
-        table=f"<table>{_row(head, 'th')}{''.join(_row(row, 'td') for row in rows)}</table>",
+        table="\n".join(_table(lines) for lines in parts if len(lines[0]) > 3),
         note=escape(NOTE),
         clips="\n".join(_grid(name, some, fps) for name, some in samples.items() if some),
         settings="\n".join(
@@ -77,6 +78,12 @@ def write_page(
         ),
     )
     return write_text(path, text)
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    head, *rows = lines
+    body = "".join(_row(row, "td") for row in rows)
+    return f'<div class="table"><table>\n{_row(head, "th")}{body}</table></div>'
 
 
 def _row(cells: Sequence[str], tag: str) -> str:
@@ -104,6 +111,6 @@ def _video(clip: UInt8[Tensor, "3 l h w"], fps: float) -> str:
         data = base64.b64encode(file.read_bytes()).decode()
     height, width = clip.shape[-2:]
     return (
-        f'<video width="{width}" height="{height}" autoplay loop muted playsinline controls '
+        f'<video width="{width}" height="{height}" autoplay loop muted playsinline '
         f'src="data:video/mp4;base64,{data}"></video>'
     )

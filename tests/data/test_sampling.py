@@ -1,11 +1,19 @@
 from collections import Counter
 
 import pytest
+from torch.utils.data import Dataset
 
 from cmdvid.data.sampling import Sample, sample_rows
 from cmdvid.types import VideoEntry
 
-ENTRIES = [VideoEntry(f"{c}/{i:03d}.avi", c) for c, n in enumerate((60, 30, 10)) for i in range(n)]
+
+class Rows(list, Dataset):
+    """Rows of an index, given one by one."""
+
+
+ENTRIES = Rows(
+    VideoEntry(f"{c}/{i:03d}.avi", c) for c, n in enumerate((60, 30, 10)) for i in range(n)
+)
 
 
 def test_each_class_has_its_share_in_every_stretch():
@@ -30,7 +38,7 @@ def test_two_samples_of_one_draw_share_no_video():
 
 
 def test_the_first_by_path_miss_most_classes():
-    found = Sample(ENTRIES[::-1], num=50, first_by_path=True)
+    found = Sample(Rows(ENTRIES[::-1]), num=50, first_by_path=True)
     assert [entry.path for entry in found.entries] == [f"0/{i:03d}.avi" for i in range(50)]
 
 

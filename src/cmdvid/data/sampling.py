@@ -55,7 +55,7 @@ class Sample(Dataset[VideoEntry]):
 
     def __init__(
         self,
-        index: Dataset[VideoEntry] | Sequence[VideoEntry],
+        index: Dataset,  # of VideoEntry; the parser of configs takes no type in brackets
         *,
         num: int,
         seed: int = 0,
