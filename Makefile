@@ -4,13 +4,15 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.cmdvid-ready
 
-# The demo: FAST=1 for a rough one in minutes, DATA=DIR for your own videos, RUN=DIR for its place.
+# The demo: FAST=1 for a rough one in minutes, DATA=DIR for your own videos, RUN=DIR for its place,
+# PROTOCOL=NAME|FILE to score by another one than the config's.
 # Not from the environment, where such names may mean something else.
 FAST    :=
 DATA    :=
+PROTOCOL :=
 RUN     := runs/$(if $(DATA),own,demo)$(if $(FAST),-fast)
 CMDVID  := $(BIN)/cmdvid
-VERBS   := fit validate test predict encode export profile shapes
+VERBS   := fit validate test predict encode export evaluate profile shapes
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -41,7 +43,8 @@ ifdef DATA
 # many windows of each video; and with nobody to judge generated clips, reconstruction is scored
 # a handful of videos is in both splits
 TRAIN  := $(call own,train) --data.train.min_clips 512 $(call own,val) --data.allow_leakage true
-SCORE  := --data.test null $(call own,val) --model.judge null --trainer.limit_test_batches 8
+SCORE  := --data.test null $(call own,val) --model.judge null --model.evaluation null \
+  --trainer.limit_test_batches 8
 SAMPLE := $(SCORE) --trainer.limit_predict_batches 1
 SHEET  := $(RUN)/videos/contact_sheet.png
 else
@@ -49,7 +52,7 @@ TRAIN  := --data.train.csv $(RUN)/data/train.csv --data.val.csv $(RUN)/data/val.
 SCORE  := --data.test.seen.csv $(RUN)/data/val.csv --data.test.heldout.csv $(RUN)/data/heldout.csv
 SAMPLE := $(SCORE) --prompts configs/demo_prompts.txt
 SHEET  := $(RUN)/eval/contact_sheet-seen.png
-VIDEOS := --num-videos $(if $(FAST),512 --val-videos 64 --heldout-videos 64,3072 --val-videos 256 --heldout-videos 256)
+VIDEOS := --num-videos $(if $(FAST),512 --val-videos 64 --heldout-videos 64,3072 --val-videos 512 --heldout-videos 512)
 endif
 GENERATE = $(call overlay,generate) --ckpt $(RUN)/pipeline --trainer.default_root_dir $(RUN)
 
@@ -74,10 +77,10 @@ demo: setup  ## train, generate and score on the shapes (FAST=1) or on your vide
 	  'videos' '$(RUN)/videos' \
 	  'contact sheet' '$(SHEET) (beside it as mp4)' \
 	  'training' '$(BIN)/tensorboard --logdir $(RUN)' \
-	  'scores' '$(RUN)/eval/report.md and report.json'
+	  'scores' '$(RUN)/eval/report.html, report.md and report.json'
 
-eval: setup  ## score a run again; give the FAST, DATA and RUN that it was made with
-	$(CMDVID) test $(GENERATE) $(SCORE)
+eval: setup  ## score a run again; give the FAST, DATA and RUN it was made with, and any PROTOCOL
+	$(CMDVID) test $(GENERATE) $(SCORE) $(if $(PROTOCOL),--model.evaluation.protocol $(PROTOCOL))
 
 test: setup  ## the tests without the slow ones, under ten minutes on two cores
 	$(BIN)/python -m pytest

@@ -84,15 +84,19 @@ def test_predict_writes_clips_content_frames_and_sheets(tmp_path, capsys):
     assert names == [
         "000000-a-red-blue-green-clip-content.png",
         "000000-a-red-blue-green-clip.mp4",
+        "000000-a-red-blue-green-clip.txt",
         "000001-красный-круг-content.png",
         "000001-красный-круг.mp4",
+        "000001-красный-круг.txt",
         f"000002-{'x' * 80}-content.png",
         f"000002-{'x' * 80}.mp4",
+        f"000002-{'x' * 80}.txt",
         "000003-content.png",
         "000003.mp4",
         "contact_sheet.mp4",
         "contact_sheet.png",
     ]
+    assert (out / names[2]).read_text(encoding="utf-8") == f"{CAPTIONS[0]}\n"
     clip = read_clip(out / names[1], ClipSpec(L, (H, W)))
     assert (clip.float() / 127.5 - 1 - clip_of("red")).abs().mean() < 0.1
     with Image.open(out / names[0]) as content:

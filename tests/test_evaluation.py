@@ -1,11 +1,19 @@
-import json
-
 import numpy as np
 import pytest
 import torch
 from torchmetrics import Metric
 
-from cmdvid.evaluation import LEVELS, Interval, Report, Scoreboard, fraction, mean, versions
+from cmdvid.evaluation import (
+    LEVELS,
+    Scoreboard,
+    averaged,
+    fraction,
+    frechet_scores,
+    mean,
+    single_scores,
+)
+from cmdvid.protocols import Protocol
+from cmdvid.report import Interval
 
 
 class FirstPixel(Metric):
@@ -71,48 +79,40 @@ def test_means_have_normal_intervals_where_one_can_be_told():
     assert mean(30.0, np.inf, 1) == Interval(30.0, None, None, 1)
 
 
-@pytest.fixture
-def report():
-    scores = {
-        "seen": {
-            "reconstruction": {
-                "colour": fraction(0.75, 8),
-                "psnr": mean(31.234, 0.1, 8),
-                "ssim": Interval(0.98765, None, None, 8),
-            },
-            "generated": {"colour": fraction(0.5, 8)},
-        }
-    }
-    return Report({"pipeline": "runs/é", "seed": 0, "versions": versions()}, scores)
+def drawn(n, shift=0.0, d=4):
+    return torch.randn(n, d) + shift
 
 
-def test_json_holds_every_number_and_the_settings(report, tmp_path):
-    paths = report.write(tmp_path / "new" / "eval")
-    assert [path.name for path in paths] == ["report.json", "report.md"]
-    assert sorted(path.name for path in paths[0].parent.iterdir()) == ["report.json", "report.md"]
-    content = json.loads(paths[0].read_text(encoding="utf-8"))
-    assert content["settings"]["pipeline"] == "runs/é"
-    assert set(content["settings"]["versions"]) == {"cmdvid", "torch", "diffusers"}
-    colour = content["scores"]["seen"]["generated"]["colour"]
-    assert set(colour) == {"value", "low", "high", "n"}
-    assert (colour["value"], colour["n"]) == (0.5, 8)
-    assert colour["low"] < 0.5 < colour["high"]
-    assert content["scores"]["seen"]["reconstruction"]["ssim"]["low"] is None
+def test_a_distance_grows_with_the_shift_and_its_interval_holds_the_truth():
+    protocol = Protocol("p", ("fvd_shapes",), num_samples=200)
+    near, far = (
+        frechet_scores(protocol, {"fvd_shapes": drawn(200)}, {"fvd_shapes": drawn(200, shift)})
+        for shift in (0.0, 1.0)
+    )
+    assert list(far) == ["fvd_shapes", "fvd_shapes_infinite"]
+    score = far["fvd_shapes"]
+    assert score.low < 4 < score.high  # four features, each shifted by one
+    assert score.n == 200
+    assert near["fvd_shapes"].high < score.low
+    assert near["fvd_shapes_infinite"].value < near["fvd_shapes"].value  # the bias of few clips
+    few = frechet_scores(protocol, {"fvd_shapes": drawn(9)}, {"fvd_shapes": drawn(9)})
+    assert list(few) == ["fvd_shapes"]
 
 
-def test_markdown_has_a_row_for_each_set_and_level(report):
-    head, line, *rows = [row for row in report.to_markdown().splitlines() if row.startswith("|")]
-    names = [cell.strip() for cell in head.strip("|").split("|")]
-    assert names == ["test set", "level", "clips", "colour", "PSNR", "SSIM"]
-    assert len({len(row) for row in (head, line, *rows)}) == 1  # aligned
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert cells[0] == [
-        *("seen", "reconstruction", "8", "75.0 (40.9 to 92.9)"),
-        *("31.23 (31.04 to 31.43)", "0.988"),
-    ]
-    assert cells[1] == ["seen", "generated", "8", "50.0 (21.5 to 78.5)", "", ""]
+def test_clips_alone_have_scores_of_motion_captions_and_classes():
+    motion = torch.tensor([[1.0, 10.0], [3.0, 0.1], [2.0, 20.0], [2.0, 30.0]])
+    found = single_scores({"motion": motion, "clipsim": torch.full((4, 1), 0.3)})
+    assert found["frame_difference"].value == 2
+    assert found["dynamics"].low < found["dynamics"].value == pytest.approx(15.025)
+    assert found["frozen"].value == 0.25
+    assert found["clipsim"] == pytest.approx((0.3, 0.3, 0.3, 4))
+    classes = torch.eye(10).repeat(10, 1)  # each clip sure of its class, ten classes
+    score = single_scores({"inception": classes})["inception_score"]
+    assert 5 < score.value <= 10
+    assert score.low <= score.value <= score.high
 
 
-def test_the_printed_table_leaves_the_intervals_out(report):
-    assert "75.0 " in report.table(intervals=False)
-    assert "(" not in report.table(intervals=False)
+def test_repeats_are_averaged():
+    one, other = Interval(1.0, 0.5, 1.5, 8), Interval(2.0, None, None, 8)
+    assert averaged([{"fvd": one}, {"fvd": other}]) == {"fvd": Interval(1.5, 0.5, 1.5, 8)}
+    assert averaged([{"fvd": other}, {"fvd": other}])["fvd"] == other

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cmdvid import video
-from cmdvid.video import ClipSpec, VideoError, read_clip, resize_and_crop, write_clip
+from cmdvid.video import ClipSpec, VideoError, frame_size, read_clip, write_clip
 
 
 def numbered(num_frames, height=48, width=64):
@@ -175,6 +175,12 @@ def test_every_pixel_format_gives_full_range_rgb(tmp_path, pix_fmt, codec, suffi
         assert (middle - torch.tensor(colour)).abs().max() < tolerance, (colour, middle)
 
 
+def test_the_size_is_read_from_the_header(tmp_path):
+    assert frame_size(write(tmp_path / "a.mp4", numbered(2))) == (48, 64)
+    with pytest.raises(VideoError, match="cannot be read"):
+        frame_size(tmp_path / "none.mp4")
+
+
 def test_odd_sizes_are_not_sheared(tmp_path):
     frames = np.zeros((4, 121, 161, 3), np.uint8)
     frames[:, :, 80:] = 200
@@ -334,25 +340,6 @@ def test_any_file_name_will_do(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_clip(name, torch.zeros(3, 8, 24, 32))
     assert read_clip(name, SPEC).shape == (3, 8, *SIZE)
-
-
-def test_resize_covers_the_size_and_keeps_the_centre():
-    torchvision = pytest.importorskip("torchvision.transforms.v2.functional")
-    frames = torch.randint(0, 256, (5, 3, 60, 100), dtype=torch.uint8)
-    out = resize_and_crop(frames, (24, 32))
-    wanted = torchvision.center_crop(torchvision.resize(frames, [24, 40], antialias=True), [24, 32])
-    assert (out.int() - wanted.int()).abs().max() <= 1
-    assert torch.equal(resize_and_crop(frames, (60, 100)), frames)
-    assert resize_and_crop(frames[0].float(), (70, 31)).shape == (3, 70, 31)
-
-
-def test_downscaling_is_antialiased():
-    stripes = torch.zeros(1, 3, 64, 128)
-    stripes[..., ::2] = 1
-    out = resize_and_crop(stripes, (16, 32))
-    torch.testing.assert_close(
-        out[..., 1:-1], torch.full_like(out[..., 1:-1], 0.5), atol=0.1, rtol=0
-    )
 
 
 @pytest.mark.parametrize(

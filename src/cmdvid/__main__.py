@@ -70,6 +70,19 @@ VERBS = {
   --images-out DIR       where the content model alone goes, for diffusers'
                          StableDiffusionPipeline, if it is Stable Diffusion's U-Net""",
     ),
+    "evaluate": (
+        "Score clips of any model against real ones; compare two reports.",
+        """\
+  --generated DIR        the clips: videos, a folder of pictures for each, or npz
+  --real DIR             real videos: UCF-101, MSR-VTT or WebVid as published, or any videos
+  --protocol NAME|FILE   ucf101-2048, ucf101-10k, ucf101-zeroshot, webvid-5k, msrvtt-2990,
+                         msrvtt-1k, cmd-2000, shapes, or a YAML like those of configs/protocols
+  --captions FILE        caption of each generated clip, one a line, in the order of their names
+  --i3d FILE, --c3d FILE, --clip FILE|TAG
+                         weights for FVD, the Inception Score and CLIPSIM
+  --out DIR              where the report goes (default: runs/evaluate)
+  compare A B            in place of options: two reports or their folders, side by side""",
+    ),
     "profile": (
         "Print what stages cost: parameters, operations, memory.",
         """\
@@ -101,7 +114,10 @@ VERBS = {
   --seed N               everything follows from it (default: 0)""",
     ),
 }
-MODULES = {"profile": "cmdvid.profile_command"}  # whose main reads its own options
+MODULES = {  # whose main reads its own options
+    "evaluate": "cmdvid.evaluate_command",
+    "profile": "cmdvid.profile_command",
+}
 FUNCTIONS = {  # verbs that are a function and need no Lightning
     "export": ("cmdvid.export", "export_pipeline"),
     "prepare": ("cmdvid.data.prepare", "write_shards"),

@@ -33,9 +33,9 @@ PREVIEW_SEED = 0  # each preview starts from the same noise, so that they compar
 class ClipWriter(BasePredictionWriter):
     """Write predicted clips as mp4, their content frames as png, and a contact sheet of the first.
 
-    Names are ``<index>-<caption>.mp4``, ``<index>-<caption>-content.png``, ``contact_sheet.png``
-    (a few frames of each clip) and ``contact_sheet.mp4``. Processes of a distributed run share the
-    folder, for an index is one process's alone.
+    Names are ``<index>-<caption>.mp4``, the same with ``-content.png``, and with ``.txt`` for the
+    whole caption; ``contact_sheet.png`` (a few frames of each clip) and ``contact_sheet.mp4``.
+    Processes of a distributed run share the folder, for an index is one process's alone.
 
     Args:
         out: Folder to write to.
@@ -71,6 +71,9 @@ class ClipWriter(BasePredictionWriter):
             if prediction.clip is not None:
                 with whole(self.out / f"{name}.mp4") as path:
                     write_clip(path, prediction.clip[b], self.fps)
+                if caption and not isinstance(prediction.condition, Tensor):
+                    with whole(self.out / f"{name}.txt") as path:  # the name has not all of it
+                        path.write_text(f"{caption}\n", encoding="utf-8")
         rows = {
             "real": prediction.real,
             "clip": prediction.clip,

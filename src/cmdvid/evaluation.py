@@ -1,53 +1,31 @@
-"""The evaluation of CMD Table 4a: scores by test set and level, with intervals, and the report.
+"""The scores of an evaluation with their intervals: of a run by level (CMD Table 4a), by protocol.
 
 A level says how much of a clip is generated, from nothing (the real clip, which calibrates the
 judge) to everything.
 """
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-import cmdvid
+from cmdvid.metrics.inception import inception_score
+from cmdvid.metrics.motion import FROZEN
 from cmdvid.metrics.reconstruction import Reconstruction
+from cmdvid.metrics.resampling import bootstrap_frechet, frechet_at_infinity
 from cmdvid.metrics.shapes import wilson_interval
+from cmdvid.protocols import WITH_REALS, Protocol
+from cmdvid.report import Interval
 from cmdvid.types import Condition
 
 REAL, RECONSTRUCTION = "real", "reconstruction"
 MOTION, GENERATED = "motion given content", "generated"
 LEVELS = (REAL, RECONSTRUCTION, MOTION, GENERATED)
-COLUMNS = {  # score in the report to its heading in the table
-    "colour": "colour",
-    "motion": "motion",
-    "shape": "shape",
-    "all": "all three",
-    "background": "background",
-    "valid": "valid",
-    "strict": "strict",
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-    "psnr_mean_frame": "mean-frame PSNR",
-}
-PERCENT = ("colour", "motion", "shape", "all", "background", "valid", "strict")
 NORMAL = 1.959964  # 97.5 % quantile
-
-
-class Interval(NamedTuple):
-    """A score of ``n`` clips and its 95 % confidence interval."""
-
-    value: float
-    low: float | None  # none where it cannot be told
-    high: float | None
-    n: int
+SUBSETS = 16  # clips below which no line through distances of subsets means anything
 
 
 def fraction(value: float, n: int) -> Interval:
@@ -63,63 +41,64 @@ def mean(value: float, standard_error: float, n: int) -> Interval:
     return Interval(value, value - half, value + half, n)
 
 
-@dataclass(frozen=True)
-class Report:
-    """All scores of a run, and what made them.
+def single_scores(vectors: Mapping[str, Float[Tensor, "n _"]]) -> dict[str, Interval]:
+    """The scores of clips that need no others: of motion, captions and classes.
 
-    Attributes:
-        settings: What a reader needs to repeat it.
-        scores: By test set, level and name.
+    Args:
+        vectors: By metric, see ``cmdvid.vectors``.
+
+    Raises:
+        ValueError: If there are too few clips for the Inception Score's splits.
     """
+    found: dict[str, Interval] = {}
+    if (moved := vectors.get("motion")) is not None:
+        change, dynamics = moved.double().T
+        found["frame_difference"], found["dynamics"] = _mean(change), _mean(dynamics)
+        found["frozen"] = fraction(float((dynamics < FROZEN).double().mean()), len(moved))
+    if (similar := vectors.get("clipsim")) is not None:
+        found["clipsim"] = _mean(similar[:, 0].double())
+    if (classes := vectors.get("inception")) is not None:
+        score, spread = inception_score(classes)
+        found["inception_score"] = Interval(score, score - spread, score + spread, len(classes))
+    return found
 
-    settings: Mapping[str, Any]
-    scores: Mapping[str, Mapping[str, Mapping[str, Interval]]]
 
-    def to_json(self) -> str:
-        """Write it for programs: ``report["scores"][test set][level][score]["value"]``."""
-        scores = {
-            name: {
-                level: {score: interval._asdict() for score, interval in found.items()}
-                for level, found in levels.items()
-            }
-            for name, levels in self.scores.items()
-        }
-        content = {"settings": dict(self.settings), "scores": scores}
-        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def frechet_scores(
+    protocol: Protocol,
+    real: Mapping[str, Float[Tensor, "n _"]],
+    clips: Mapping[str, Float[Tensor, "m _"]],
+) -> dict[str, Interval]:
+    """Fréchet distances of clips from real ones, and what they would be for infinitely many.
 
-    def to_markdown(self) -> str:
-        """Write it for people, each score with its interval."""
-        settings = "\n".join(f"- {key}: {_shown(value)}" for key, value in self.settings.items())
-        return (
-            f"# Evaluation\n\n{self.table()}\n"
-            "Accuracies in %, PSNR in dB; in parentheses 95 % intervals (Wilson's for accuracies, "
-            f"normal for PSNR).\n\n## Settings\n\n{settings}\n"
-        )
+    Args:
+        protocol: Names the metrics, and the kind of covariances.
+        real: Vectors of the real clips, by metric.
+        clips: Vectors of the clips, by metric.
+    """
+    found = {}
+    how = {"unbiased": protocol.unbiased, "seed": protocol.seed}
+    for metric in (metric for metric in WITH_REALS if metric in protocol.metrics):
+        pair, n = (real[metric], clips[metric]), len(clips[metric])
+        distance = bootstrap_frechet(*pair, **how)
+        found[metric] = Interval(distance.value, distance.low, distance.high, n)
+        if min(map(len, pair)) >= SUBSETS:
+            limit = frechet_at_infinity(*pair, **how)
+            found[f"{metric}_infinite"] = Interval(limit.value, None, None, n)
+    return found
 
-    def table(self, *, intervals: bool = True) -> str:
-        """Draw the scores as a Markdown table; columns without any score are left out."""
-        rows = [
-            (name, level, found)
-            for name, levels in self.scores.items()
-            for level, found in levels.items()
+
+def averaged(repeats: Sequence[Mapping[str, Interval]]) -> dict[str, Interval]:
+    """The means of scores over repeats, and of the ends of their intervals."""
+    found = {}
+    for key in repeats[0]:
+        parts = [scores[key] for scores in repeats]
+        ends = [
+            [x for part in parts if (x := getattr(part, end)) is not None]
+            for end in ("low", "high")
         ]
-        used = [key for key in COLUMNS if any(key in found for *_, found in rows)]
-        lines = [["test set", "level", "clips", *(COLUMNS[key] for key in used)]]
-        for name, level, found in rows:
-            count = max((score.n for score in found.values()), default=0)
-            cells = [_cell(key, found.get(key), intervals) for key in used]
-            lines.append([name, level, str(count), *cells])
-        return _markdown(lines)
-
-    def write(self, folder: str | Path) -> list[Path]:
-        """Write ``report.json`` and ``report.md``, each whole or not at all."""
-        paths = [Path(folder) / f"report.{kind}" for kind in ("json", "md")]
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths, (self.to_json(), self.to_markdown()), strict=True):
-            temporary = path.with_name(f"{path.name}.tmp")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        return paths
+        low, high = (sum(x) / len(x) if x else None for x in ends)
+        found[key] = Interval(sum(p.value for p in parts) / len(parts), low, high, parts[0].n)
+    return found
 
 
 class Scoreboard:
@@ -172,42 +151,6 @@ class Scoreboard:
         return found
 
 
-def versions() -> dict[str, str]:
-    """The versions of the packages that a score may depend on."""
-    found = {"cmdvid": cmdvid.__version__}
-    for package in ("torch", "diffusers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
-
-
-def _cell(key: str, score: Interval | None, with_interval: bool) -> str:
-    if score is None:
-        return ""
-    scale, digits = (100, 1) if key in PERCENT else (1, 3 if key == "ssim" else 2)
-    value, low, high = (
-        None if x is None else f"{x * scale:.{digits}f}"
-        for x in (score.value, score.low, score.high)
-    )
-    return f"{value} ({low} to {high})" if with_interval and low is not None else str(value)
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table that is also aligned as plain text."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    ]
-    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(text) + "\n"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return "none" if value is None else str(value)
+def _mean(values: Float[Tensor, " n"]) -> Interval:
+    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.inf
+    return mean(float(values.mean()), error, len(values))

@@ -23,7 +23,8 @@ from av.video.stream import VideoStream
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn import functional as F
+
+from cmdvid.frames import resize_and_crop
 
 from cmdvid.container import NEEDED, VideoError, list_frames, opened_video, read_video
 from cmdvid.types import FilePart
@@ -127,24 +128,16 @@ def write_clip(
         container.mux(stream.encode())
 
 
-def resize_and_crop(
-    frames: UInt8[Tensor, "*b c h w"] | Float[Tensor, "*b c h w"], size: tuple[int, int]
-) -> Tensor:
-    """Scale frames until they cover ``size``, antialiased, and cut out its centre.
+def frame_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of a video's frames, as its header has them; no frame is decoded.
 
-    Args:
-        frames: uint8 is fastest, and on a channels-last view; the type stays.
-        size: Height and width wanted.
+    Raises:
+        VideoError: If the file is missing or no video.
     """
-    (height, width), (h, w) = size, frames.shape[-2:]
-    scale = max(height / h, width / w)
-    scaled = max(height, round(h * scale)), max(width, round(w * scale))
-    if scaled != (h, w):
-        flat = frames.reshape(-1, *frames.shape[-3:])
-        flat = F.interpolate(flat, size=scaled, mode="bilinear", antialias=True)
-        frames = flat.reshape(*frames.shape[:-2], *scaled)
-    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
-    return frames[..., top : top + height, left : left + width]
+    path = os.path.abspath(path)
+    _sniff(path)
+    with _opened(path) as (_, stream):
+        return stream.height, stream.width
 
 
 def _window(path: str, seconds: Sequence[float], spec: ClipSpec, position: float) -> list[int]:

@@ -180,14 +180,44 @@ def test_test_reports_every_level_of_every_set(evaluated):
     assert "| held-out | generated " in (evaluated / "report.md").read_text()
 
 
-def test_test_draws_a_sheet_for_each_set(evaluated):
-    names = sorted(path.name for path in evaluated.iterdir())
-    sheets = [
+def test_test_draws_a_sheet_for_each_set_and_a_page(evaluated):
+    names = {path.name for path in evaluated.iterdir()}
+    sheets = {
         f"contact_sheet-{name}.{kind}" for name in ("held-out", "seen") for kind in ("mp4", "png")
-    ]
-    assert names == [*sheets, "report.json", "report.md"]
+    }
+    assert names > sheets | {"report.json", "report.md", "report.html"}
+    page = (evaluated / "report.html").read_text()
+    assert page.count("<video") == 8 * 4  # samples and levels
+    assert list(evaluated.glob("events*"))
     with Image.open(evaluated / "contact_sheet-seen.png") as sheet:
         assert sheet.height > 4 * 96  # four rows
+
+
+def test_what_was_generated_is_never_generated_again(pipeline, tmp_path, monkeypatch):
+    made = []
+    generate = GenerationStage._generate
+
+    def counted(self, batch, **options):
+        made.extend(torch.as_tensor(batch.index).tolist())
+        return generate(self, batch, **options)
+
+    monkeypatch.setattr(GenerationStage, "_generate", counted)
+
+    def run(**options):
+        made.clear()
+        one = stage(pipeline, judge=ShapesAccuracy(), **options)
+        data = Data(test={"seen": clips(5)}, batch_size=2)
+        trainer(tmp_path).test(one, data, verbose=False)
+        return json.loads((tmp_path / "eval" / "report.json").read_text())["scores"]
+
+    first = run()
+    assert sorted(made) == sorted([*range(5)] * 2)  # with and without content
+    (lost,) = tmp_path.glob("eval/clips-*/seen/generated/000003-*")
+    lost.unlink()  # as a kill leaves it
+    assert run() == first
+    assert made == [3, 3]
+    run(seed=1)
+    assert len(made) == 10
 
 
 def test_without_a_judge_only_reconstruction_is_scored(pipeline, tmp_path, capsys):

@@ -5,22 +5,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from jaxtyping import Bool
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
 
-from cmdvid.evaluation import (
-    GENERATED,
-    MOTION,
-    REAL,
-    RECONSTRUCTION,
-    Report,
-    Scoreboard,
-    versions,
-)
+from cmdvid.evaluation import GENERATED, LEVELS, MOTION, REAL, RECONSTRUCTION, Scoreboard
+from cmdvid.manifest import commit, digest, source_digest, versions, weights_digests
+from cmdvid.metrics.pixels import to_uint8
 from cmdvid.models.schedule import follow, own_settings
+from cmdvid.report import Report, log_scores
+from cmdvid.report_html import Shown, write_page
 from cmdvid.sheet import Samples, file_name
+from cmdvid.stages.by_protocol import ByProtocol, ProtocolTest
+from cmdvid.stages.level_clips import LevelClips, sample_names, select
 from cmdvid.stages.noise import sample_generators
 from cmdvid.types import ClipBatch, Condition, GeneratedBatch, PromptBatch
 
@@ -43,7 +40,8 @@ class GenerationStage(LightningModule):
             prediction type stay each model's; so does what is left at the default of its class.
         seed: With a sample's index it fixes the sample's noise; 0 or more.
         judge: Metric of captioned clips, such as cmdvid.metrics.shapes.ShapesAccuracy. Without it
-            ``test`` reports reconstruction alone, and generates only what the sheet shows.
+            or a protocol ``test`` reports reconstruction alone, and generates what the sheet shows.
+        evaluation: A protocol to measure by, such as FVD on 2,048 clips.
         report: Folder of the report; "eval" in the run's folder by default.
     """
 
@@ -59,6 +57,7 @@ class GenerationStage(LightningModule):
         scheduler: SchedulerMixin | None = None,
         seed: int = 0,
         judge: Metric | None = None,
+        evaluation: ByProtocol | None = None,
         report: str | None = None,
     ):
         super().__init__()
@@ -74,7 +73,8 @@ class GenerationStage(LightningModule):
             "negative_prompt": negative_prompt,
         }
         self.scheduler = scheduler
-        self.pipeline, self.seed, self.judge, self.report = pipeline, seed, judge, report
+        self.pipeline, self.seed, self.judge = pipeline, seed, judge
+        self.evaluation, self.report = evaluation, report
 
     def setup(self, stage: str) -> None:
         """Load the pipeline; not a submodule, so no checkpoint would ever hold it.
@@ -123,6 +123,14 @@ class GenerationStage(LightningModule):
             raise ValueError(f"{num} test sets need {num} names, got {', '.join(self.test_names)}")
         self.scoreboard = Scoreboard(self.test_names, judge=self.judge, device=self.device)
         self.samples = {name: Samples() for name in self.test_names}
+        self.folder = Path(self.report or Path(self.trainer.default_root_dir) / "eval")
+        self.made_of = self._settings() | {"precision": str(self.trainer.precision)}
+        key = digest(self.made_of | {"source": source_digest()})[:12]
+        places = {name: self.folder / f"clips-{key}" / file_name(name) for name in self.test_names}
+        self.clips = {name: LevelClips(place, LEVELS[1:]) for name, place in places.items()}
+        self.by_protocol = None
+        if how := self.evaluation:
+            self.by_protocol = ProtocolTest(how, self.trainer, self.device, self.sampling)
 
     def test_step(
         self, batch: ClipBatch, batch_idx: int, dataloader_idx: int = 0
@@ -134,7 +142,9 @@ class GenerationStage(LightningModule):
         """
         if not isinstance(batch, ClipBatch):
             raise ValueError("test compares with real clips: set data.latents to null")
-        return self._rebuilt(batch) if self.judge is None else self._levels(batch)
+        if self.judge is None and self.by_protocol is None:
+            return self._rebuilt(batch)
+        return self._levels(batch, self.test_names[dataloader_idx])
 
     def on_test_batch_end(
         self, outputs: Any, batch: ClipBatch, batch_idx: int, dataloader_idx: int = 0
@@ -143,30 +153,42 @@ class GenerationStage(LightningModule):
         name = self.test_names[dataloader_idx]
         samples, clips = self.samples[name], cast("dict[str, Tensor]", outputs)
         self.scoreboard.update(name, clips, cast(Condition, batch.condition))
-        if self.judge is None:  # nobody scores generated clips: make those of the sheet alone
-            batch = _select(batch, torch.as_tensor(batch.index) < samples.num)
+        if GENERATED not in clips:  # nobody scores them: make those of the sheet alone
+            batch = select(batch, torch.as_tensor(batch.index) < samples.num)
             if not len(batch.clip):
                 return
             with self.trainer.precision_plugin.test_step_context():
-                clips = self._levels(batch)
+                clips = self._levels(batch, name)
         index = torch.as_tensor(batch.index)
         samples.add(index, cast(Condition, batch.condition), clips)
 
     def on_test_epoch_end(self) -> None:
         """Join the scores of all processes; the first writes the report and the sheets."""
         scores = self.scoreboard.scores()
-        counts = {name: levels[RECONSTRUCTION]["psnr"].n for name, levels in scores.items()}
-        report = Report({**self._settings(), "clips": counts}, scores)
+        settings = {"pipeline": self.pipeline, **self.made_of}
+        settings["judge"] = None if self.judge is None else type(self.judge).__name__
+        settings["clips"] = {k: levels[RECONSTRUCTION]["psnr"].n for k, levels in scores.items()}
+        if self.by_protocol is not None:
+            for name, levels in scores.items():
+                found = self.by_protocol.scores(name, self.clips[name], self.folder)
+                scores[name] = {k: levels.get(k, {}) | found.get(k, {}) for k in LEVELS}
+            settings |= self.by_protocol.settings()
         for samples in self.samples.values():
             samples.gather()
-        if not self.trainer.is_global_zero:
-            return
-        folder = Path(self.report or Path(self.trainer.default_root_dir) / "eval")
-        paths = report.write(folder)
+        if self.trainer.is_global_zero:
+            self._write(Report(settings | {"versions": versions(), "commit": commit()}, scores))
+
+    def _write(self, report: Report) -> None:
+        """The report, the sheets and the page."""
+        paths = report.write(self.folder)
+        shown = {}
         for name, samples in self.samples.items():
-            paths.append(folder / f"contact_sheet-{file_name(name)}.png")
+            paths.append(self.folder / f"contact_sheet-{file_name(name)}.png")
             samples.write(paths[-1])
-        print(f"\n{report.table(intervals=False)}\nwrote {', '.join(map(str, paths))}")
+            shown[name] = [Shown(*sample) for sample in samples.kept.values()]
+        paths.append(write_page(self.folder / "report.html", report, shown))
+        log_scores(report, self.folder)
+        print(f"\n{report.printed()}\nwrote {', '.join(map(str, paths))}")
 
     def _move(self) -> None:
         """Follow the trainer's device, and its precision if that is "bf16-true" or the like."""
@@ -176,13 +198,28 @@ class GenerationStage(LightningModule):
 
     def _rebuilt(self, batch: ClipBatch) -> dict[str, Tensor]:
         """The clips of a batch and their reconstructions."""
-        return {REAL: batch.clip, RECONSTRUCTION: self.pipe.decode(self.pipe.encode(batch.clip))}
+        pixels = to_uint8(self.pipe.decode(self.pipe.encode(batch.clip)))
+        return {REAL: batch.clip, RECONSTRUCTION: pixels / 127.5 - 1}
 
-    def _levels(self, batch: ClipBatch) -> dict[str, Tensor]:
-        """The clips of a batch at all levels, from nothing to everything generated."""
+    def _levels(self, batch: ClipBatch, name: str) -> dict[str, Tensor]:
+        """The clips of a batch at all levels, from nothing to everything generated.
+
+        What an earlier run made is read, so all of it is 8-bit, as the metrics see it.
+        """
+        stored, files = self.clips[name], sample_names(batch)
+        missing = torch.tensor([stored.missing(file) for file in files])
+        if missing.any():
+            made = self._made(select(batch, missing))
+            stored.save([file for file in files if stored.missing(file)], made)
+        if self.by_protocol is not None:
+            self.by_protocol.add(name, batch, files)
+        device = batch.clip.device
+        found = {level: stored.load(level, files).to(device) / 127.5 - 1 for level in LEVELS[1:]}
+        return {REAL: batch.clip} | found
+
+    def _made(self, batch: ClipBatch) -> dict[str, Tensor]:
         latent = self.pipe.encode(batch.clip)
         return {
-            REAL: batch.clip,
             RECONSTRUCTION: self.pipe.decode(latent),
             MOTION: self._generate(batch, content=latent.content).frames,
             GENERATED: self._generate(batch).frames,
@@ -196,13 +233,12 @@ class GenerationStage(LightningModule):
         return self.pipe(condition, **self.sampling, generator=generators, content=content)
 
     def _settings(self) -> dict[str, Any]:
+        """What makes a generated clip, beside its condition."""
         return {
-            "pipeline": self.pipeline,
             **self.sampling,
             "scheduler": None if self.scheduler is None else _described(self.scheduler),
             "seed": self.seed,
-            "judge": None if self.judge is None else type(self.judge).__name__,
-            "versions": versions(),
+            "weights": weights_digests(self.pipeline),
         }
 
 
@@ -210,13 +246,3 @@ def _described(scheduler: SchedulerMixin) -> str:
     """Class and settings of a scheduler, as Python would write them."""
     given = ", ".join(f"{name}={value!r}" for name, value in own_settings(scheduler).items())
     return f"{type(scheduler).__name__}({given})"
-
-
-def _select(batch: ClipBatch, where: Bool[Tensor, " b"]) -> ClipBatch:
-    """Some samples of a batch."""
-    condition, index = cast(Condition, batch.condition), torch.as_tensor(batch.index)
-    if isinstance(condition, Tensor):
-        condition = condition[where.to(condition.device)]
-    else:
-        condition = [text for text, keep in zip(condition, where.tolist(), strict=True) if keep]
-    return ClipBatch(batch.clip[where.to(batch.clip.device)], condition, index[where])

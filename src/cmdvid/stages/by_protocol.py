@@ -1,0 +1,143 @@
+"""A protocol's scores of what ``test`` generates, at every level."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from cmdvid.data.sampling import Sample
+from cmdvid.evaluation import LEVELS, REAL
+from cmdvid.evaluator import Evaluator, Reals
+from cmdvid.protocols import read_protocol
+from cmdvid.report import Interval
+from cmdvid.sheet import captions_of
+from cmdvid.stages.level_clips import LevelClips, StoredClips
+from cmdvid.types import ClipBatch, Condition
+from cmdvid.vectors import Share, Weights
+
+
+@dataclass(frozen=True)
+class ByProtocol:
+    """How ``test`` measures beside its judge.
+
+    Attributes:
+        protocol: A preset of configs/protocols, or a YAML file.
+        weights: Files of the networks that its metrics need.
+        cache: Folder where features of real clips are kept (default: ~/.cache/cmdvid/evaluation).
+    """
+
+    protocol: str
+    weights: Weights = Weights()  # noqa: RUF009, frozen
+    cache: str | None = None
+
+
+class ProtocolTest:
+    """Measures one run of ``test``.
+
+    The real clips are drawn from the test set's index as the protocol says, not from the batches;
+    the first samples are those generated.
+
+    Args:
+        how: The protocol, and what it needs.
+        trainer: Of the run, whose processes share the work.
+        device: Of this process.
+        sampling: Settings that clips are generated with.
+
+    Raises:
+        ValueError: If the run cannot make what the protocol needs; before anything is generated.
+    """
+
+    def __init__(
+        self, how: ByProtocol, trainer: Trainer, device: torch.device, sampling: Mapping[str, Any]
+    ):
+        self.protocol = protocol = read_protocol(how.protocol)
+        module = cast(Any, trainer).datamodule
+        self.indexes = getattr(module, "test", None) or {"val": getattr(module, "val", None)}
+        wanted, given = protocol.guidance_scale, sampling["guidance_scale"]
+        if wanted is not None and wanted != given:
+            raise ValueError(
+                f"{protocol.name} wants guidance {wanted}, but model.guidance_scale is {given}: "
+                "set it, or write a protocol of your own"
+            )
+        spec = getattr(module, "spec", protocol.spec)
+        if (spec.stride, spec.fps) != (protocol.spec.stride, protocol.spec.fps):
+            raise ValueError(
+                f"{protocol.name} has clips of stride {protocol.spec.stride} and fps "
+                f"{protocol.spec.fps}, data.spec of {spec.stride} and {spec.fps}: make them equal"
+            )
+        loaders = cast(Any, trainer.test_dataloaders)
+        loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
+        for name, loader, batches in zip(
+            self.indexes, loaders, trainer.num_test_batches, strict=True
+        ):
+            most = int(batches * (loader.batch_size or 1) * trainer.world_size)
+            if (count := min(len(loader.dataset), most)) < protocol.num_samples:
+                raise ValueError(
+                    f"{protocol.name} needs {protocol.num_samples} generated clips, but test set "
+                    f"{name} makes {count}: give more videos, raise trainer.limit_test_batches, or "
+                    "write a protocol with fewer"
+                )
+        share = Share(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
+        self.evaluator = Evaluator(
+            protocol, how.weights, device=device, cache=how.cache, share=share
+        )
+        self.seen: dict[str, dict[int, tuple[str, str]]] = {name: {} for name in self.indexes}
+        self.reals: dict[str, Reals] = {}
+
+    def add(self, name: str, batch: ClipBatch, files: list[str]) -> None:
+        """Take note of the samples of a batch.
+
+        Raises:
+            ValueError: If they have too few frames.
+        """
+        if (length := batch.clip.shape[2]) < (needed := self.protocol.spec.num_frames):
+            raise ValueError(
+                f"{self.protocol.name} measures clips of {needed} frames, but data.spec.num_frames "
+                f"is {length}"
+            )
+        condition = cast(Condition, batch.condition)
+        captions = [""] * len(files) if isinstance(condition, Tensor) else captions_of(condition)
+        rows = torch.as_tensor(batch.index).tolist()
+        self.seen[name] |= dict(zip(rows, zip(files, captions, strict=True), strict=True))
+
+    def scores(self, name: str, clips: LevelClips, folder: Path) -> dict[str, dict[str, Interval]]:
+        """The scores of a test set by level; each process must call this."""
+        files, captions = zip(*self._samples(name), strict=True)
+        said = captions if all(captions) else None
+        evaluator = self.evaluator
+        real = self.reals[name] = evaluator.real(_whole(self.indexes[name]))
+        vectors = {}
+        for level in LEVELS[1:]:
+            stored = StoredClips(clips, level, files, self.protocol.spec)
+            made_of = {"files": files, "place": str(clips.folders[level].resolve())}
+            made_of |= {"size": list(self.protocol.spec.image_size)}
+            vectors[level] = evaluator.clips(
+                stored, folder / "vectors", made_of=made_of, captions=said, label=level
+            )
+        if evaluator.share.rank > 0:  # the first process writes the report
+            return {}
+        found = {level: evaluator.scores(real, [each]) for level, each in vectors.items()}
+        return {REAL: evaluator.floor(real)} | found
+
+    def settings(self) -> dict[str, Any]:
+        """What a reader needs to make the scores again."""
+        found = self.evaluator.settings(None)
+        return found | {"real": {name: real.settings for name, real in self.reals.items()}}
+
+    def _samples(self, name: str) -> list[tuple[str, str]]:
+        """File and caption of the first samples of all processes."""
+        seen = self.seen[name]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            shares: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(shares, seen)
+            seen = {row: sample for share in shares for row, sample in share.items()}
+        return [seen[row] for row in sorted(seen)[: self.protocol.num_samples]]
+
+
+def _whole(index: Any) -> Any:
+    """The index that a sample was drawn from."""
+    return index.index if isinstance(index, Sample) else index

@@ -1,0 +1,141 @@
+"""`cmdvid test` by a protocol, on real files: levels, floor, what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from cmdvid.__main__ import main
+from cmdvid.models.autoencoder import Autoencoder
+from cmdvid.models.codecs import PixelCodec
+from cmdvid.models.conditioning import TextConditioner
+from cmdvid.models.content_dit import ContentDiT
+from cmdvid.models.motion_dit import MotionDiT
+from cmdvid.pipeline import CMDPipeline
+
+H, W, L = 24, 32, 4
+PROTOCOL = """
+metrics: [fvd_shapes, motion]
+num_samples: 6
+spec: {num_frames: 4, image_size: [24, 32]}
+random_window: false
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Videos in `data`, a tiny random pipeline in `pipeline`, and a protocol."""
+    folder = tmp_path_factory.mktemp("project")
+    counts = ["--num-videos=2", "--val-videos=14", "--heldout-videos=1"]
+    size = [f"--num-frames={L}", f"--image-size=[{H},{W}]"]
+    main(["shapes", "--out", str(folder / "data"), *counts, *size])
+    torch.manual_seed(0)
+    CMDPipeline(
+        autoencoder=Autoencoder(width=16, depth=1, num_heads=2, patch=4, motion_channels=2),
+        codec=PixelCodec(),
+        content_denoiser=ContentDiT(width=16, depth=1, num_heads=2, patch=4, condition_dim=8),
+        content_conditioner=TextConditioner(width=8, num_layers=1, num_heads=2),
+        motion_denoiser=MotionDiT(2, width=16, depth=1, num_heads=2, condition_dim=8),
+        motion_conditioner=TextConditioner(width=8, num_layers=1, num_heads=2),
+        content_scheduler=DDIMScheduler(),
+        motion_scheduler=DDIMScheduler(),
+        content_shape=(3, H, W),
+        motion_shape=(2, L, H // 4 + W // 4),
+    ).save_pretrained(folder / "pipeline")
+    (folder / "p.yaml").write_text(PROTOCOL)
+    return folder
+
+
+@pytest.fixture
+def here(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def command(out, *more, protocol="p.yaml"):
+    options = {
+        "ckpt": "pipeline",
+        "model.num_inference_steps": 1,
+        "model.evaluation.protocol": protocol,
+        "model.report": str(out),
+        "data.test": '{"seen": {"class_path": "cmdvid.data.index.WebVid", "init_args": {"csv": '
+        '"data/val.csv"}}}',
+        "data.spec": f'{{"num_frames": {L}, "image_size": [{H}, {W}]}}',
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "trainer.limit_test_batches": 3,
+        "trainer.accelerator": "cpu",
+        "trainer.logger": "false",
+        "trainer.enable_progress_bar": "false",
+        "trainer.default_root_dir": str(out),
+    }
+    return ["test", *(f"--{name}={value}" for name, value in options.items()), *more]
+
+
+def test_every_level_is_measured_beside_the_floor(here, capsys):
+    main(command(here / "eval"))
+    assert "Fréchet (shapes)" in capsys.readouterr().out
+    report = json.loads((here / "eval" / "report.json").read_text())
+    levels = report["scores"]["seen"]
+    assert list(levels) == ["real", "reconstruction", "motion given content", "generated"]
+    for found in levels.values():
+        assert found["fvd_shapes"]["n"] == found["dynamics"]["n"] == 6
+        assert found["fvd_shapes"]["low"] <= found["fvd_shapes"]["high"]
+    assert levels["generated"]["fvd_shapes"]["value"] > levels["real"]["fvd_shapes"]["value"]
+    settings = report["settings"]
+    assert settings["protocol"]["name"] == "p"
+    assert len(settings["real"]["seen"]["data"][0]) == 64
+    assert settings["weights"].keys() >= {"model_index.json"}
+    generated = here / "eval" / "again"
+    (folder,) = (here / "eval").glob("clips-*/seen/generated")
+    args = ["--real=data/videos/val_000", f"--generated={folder}", "--protocol=p.yaml"]
+    main(["evaluate", *args, f"--out={generated}", "--num-workers=0", "--device=cpu"])
+    again = json.loads((generated / "report.json").read_text())["scores"]["p"]["generated"]
+    assert again["dynamics"] == levels["generated"]["dynamics"]  # the same clips
+
+
+@pytest.mark.parametrize(
+    ("more", "change", "message"),
+    [
+        (
+            ["--trainer.limit_test_batches=2"],
+            "",
+            "needs 6 generated clips, but test set seen",
+        ),
+        ([], "guidance_scale: 9.0", "wants guidance 9.0, but model.guidance_scale is 4.0"),
+        ([], "several_windows: 3", "several_windows"),
+    ],
+)
+def test_what_a_protocol_cannot_get_is_told_before_anything_is_generated(
+    here, capsys, more, change, message
+):
+    (here / "q.yaml").write_text(PROTOCOL + change)
+    with pytest.raises(SystemExit):
+        main(command(here / "eval", *more, protocol=str(here / "q.yaml")))
+    assert message in capsys.readouterr().err
+    assert not (here / "eval").exists() or not list((here / "eval").glob("clips-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_share_the_work_and_find_the_same(here):
+    main(command(here / "one"))
+    words = command(here / "two", "--trainer.devices=2", "--trainer.strategy=ddp")
+    subprocess.run(
+        [sys.executable, "-m", "cmdvid", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(here / "other")},
+        check=True, timeout=300, capture_output=True,
+    )  # fmt: skip
+    one, two = (json.loads((here / x / "report.json").read_text()) for x in ("one", "two"))
+    for level, found in one["scores"]["seen"].items():
+        for score, interval in found.items():
+            assert two["scores"]["seen"][level][score]["value"] == pytest.approx(
+                interval["value"], rel=1e-4, abs=1e-4
+            )
+    names = [sorted(p.name for p in (here / x).rglob("0*.npz")) for x in ("one", "two")]
+    assert names[0] == names[1]
