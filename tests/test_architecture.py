@@ -8,13 +8,13 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "cmdvid"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (  # a row imports only from rows above it
-    {"types"},
+    {"types", "signals"},
     {"video", "sheet", "losses", "metrics"},
     {"models", "data"},
     {"evaluation"},
-    {"request", "pipeline", "stages", "callbacks", "export"},
+    {"request", "pipeline", "stages", "callbacks", "export", "preemption"},
     {"profiling", "memory", "cost_parts", "cost_report"},
-    {"profile_command", "settings", "cli", "__main__", "__init__"},
+    {"profile_command", "settings", "cli", "slurm", "__main__", "__init__"},
 )
 STRANGERS = ({"models", "data"},)  # same row, and yet they never meet
 EXCEPTIONS = {
@@ -27,12 +27,13 @@ ONLY = {
         "callbacks",
         "data",
         "evaluation",
+        "preemption",
         "profile_command",
         "settings",
         "cli",
     },
     "av": {"video"},
-    "jsonargparse": {"profile_command", "settings", "cli", "__main__"},
+    "jsonargparse": {"profile_command", "settings", "cli", "slurm", "__main__"},
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cmdvid
+from cmdvid.signals import LISTENER, expected
 
 # Verb: (one line, the options most people need). Short on purpose, so that help costs no import of
 # Lightning; --help-all is the full list, and a test compares the two.
@@ -68,6 +69,25 @@ VERBS = {
   --data.KEY, --trainer.KEY VALUE
                          change a setting of all of them, e.g. --data.batch_size 2""",
     ),
+    "slurm": (
+        "Submit a stage, or all of them, to a Slurm cluster.",
+        """\
+  fit, validate, test, predict or encode, and any of its options, e.g. fit --config FILE
+  --nodes N              how many machines; devices of each: --trainer.devices
+  --dry-run              print the batch scripts, let Slurm check them, and stop
+  --cluster FILE         YAML of the cluster (default: configs/cluster/slurm.yaml)
+  --time LIMIT, --partition NAME
+                         instead of those of the YAML
+  --name NAME, --after ID[:ID]
+                         of the job; jobs that must end well before
+  --seeds 0-7            predict as an array, each task with a seed of its own
+  --parts N              predict as an array, each task with a part of --prompts FILE
+
+  pipeline, all stages as jobs that wait for each other; --config and the like are of the trainings
+  --autoencoder FILE, --content FILE, --motion FILE, --generate FILE
+                         their YAMLs; again for another on top
+  --prompts FILE         make videos of these captions in the end""",
+    ),
     "shapes": (
         "Write the procedural data set: mp4 files and a csv of captions.",
         """\
@@ -80,7 +100,10 @@ VERBS = {
   --seed N               everything follows from it (default: 0)""",
     ),
 }
-MODULES = {"profile": "cmdvid.profile_command"}  # whose main reads its own options
+MODULES = {  # whose main reads its own options
+    "profile": "cmdvid.profile_command",
+    "slurm": "cmdvid.slurm.command",
+}
 FUNCTIONS = {  # verbs that are a function and need no Lightning
     "export": ("cmdvid.export", "export_pipeline"),
     "shapes": ("cmdvid.data.shapes", "write_shapes"),
@@ -124,9 +147,7 @@ def _run(verb: str, argv: list[str]) -> None:
     if verb in MODULES:
         return import_module(MODULES[verb]).main(argv[1:])
     if verb not in FUNCTIONS:
-        from cmdvid.cli import main as run_stage
-
-        return run_stage(argv)
+        return _run_stage(argv)
 
     from jsonargparse import auto_cli
 
@@ -135,6 +156,19 @@ def _run(verb: str, argv: list[str]) -> None:
     parser = {"prog": f"cmdvid {verb}", "allow_abbrev": False, "exit_on_error": False}
     auto_cli(function, args=argv[1:], as_positional=False, **parser)
     return None
+
+
+def _run_stage(argv: list[str]) -> None:
+    """Run one of Lightning's verbs; a training listens for the end of its job from here on."""
+    if argv[0] == "fit" and expected():
+        LISTENER.listen()
+    try:
+        from cmdvid.cli import main as run_stage
+
+        run_stage(argv)
+    finally:
+        if LISTENER.listening:
+            LISTENER.ignore()
 
 
 def _underscored(arg: str) -> str:

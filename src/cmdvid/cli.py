@@ -14,8 +14,11 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_warn
 
+from cmdvid.preemption import Preemption, WholeFiles
 from cmdvid.settings import (
     CONFIG_KEY,
     defaults,
@@ -26,6 +29,8 @@ from cmdvid.settings import (
     spread_options,
     use_pipeline,
 )
+from cmdvid.signals import LISTENER, expected
+from cmdvid.slurm.step import check_ranks, started_by_slurm
 
 CKPT_HELP = "Checkpoint: a file, 'last' or 'best'; for test and predict also a pipeline folder."
 PREDICT_OPTIONS: dict[str, tuple[Any, str]] = {
@@ -176,6 +181,22 @@ class CLI(LightningCLI):
         """Tell the callback that saves the configuration which verb it is for."""
         self.save_config_kwargs = {"verb": self.subcommand}
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer, with checkpoints written whole and Slurm's processes as they are."""
+        given = self.config_init[self.subcommand].trainer.plugins or []
+        plugins: list[Any] = list(given) if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(WholeFiles())
+        ranks = started_by_slurm()
+        if expected():  # in a job of Slurm Lightning must not requeue by itself
+            plugins.append(
+                SLURMEnvironment(auto_requeue=False) if ranks else LightningEnvironment()
+            )
+        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        if ranks:
+            check_ranks(trainer.num_devices, trainer.num_nodes)
+        return trainer
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         # predictions are written as they come; kept, they would fill the memory
@@ -199,6 +220,8 @@ def main(args: Sequence[str]) -> None:
     )
     # lightning 2.6 asks torch 2.14 in an old way; nothing that a user could change
     warnings.filterwarnings("ignore", message=".*LeafSpec")
+    # a run on a machine that has Slurm, but by itself; cmdvid.slurm.step looks closer
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     if args[0] != "fit":  # says where new checkpoints would go; there are none
         warnings.filterwarnings("ignore", message="The dirpath has changed")
     CLI(
@@ -208,7 +231,10 @@ def main(args: Sequence[str]) -> None:
         subclass_mode_model=True,
         trainer_class=CMDTrainer,
         # our samplers share out the clips themselves
-        trainer_defaults={"use_distributed_sampler": False},
+        trainer_defaults={
+            "use_distributed_sampler": False,
+            "callbacks": [Preemption()] if LISTENER.listening else [],
+        },
         seed_everything_default=42,
         auto_configure_optimizers=False,
         save_config_callback=SaveConfig,
