@@ -29,8 +29,8 @@ from cmdvid.settings import (
     spread_options,
     use_pipeline,
 )
-from cmdvid.signals import LISTENER, expected
-from cmdvid.slurm.step import check_ranks, started_by_slurm
+from cmdvid.signals import LISTENER
+from cmdvid.slurm.step import check_ranks, in_job, started_by_slurm
 
 CKPT_HELP = "Checkpoint: a file, 'last' or 'best'; for test and predict also a pipeline folder."
 PREDICT_OPTIONS: dict[str, tuple[Any, str]] = {
@@ -187,11 +187,11 @@ class CLI(LightningCLI):
         plugins: list[Any] = list(given) if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeFiles())
-        ranks = started_by_slurm()
-        if expected():  # in a job of Slurm Lightning must not requeue by itself
-            plugins.append(
-                SLURMEnvironment(auto_requeue=False) if ranks else LightningEnvironment()
-            )
+        ranks = in_job() and started_by_slurm()
+        if ranks:  # said, not found out, for Lightning goes by the job's name and would requeue it
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        elif in_job():
+            plugins.append(LightningEnvironment())
         trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         if ranks:
             check_ranks(trainer.num_devices, trainer.num_nodes)

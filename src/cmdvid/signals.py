@@ -1,4 +1,4 @@
-"""The signals by which a scheduler announces the end of a job: noted here, acted on between batches.
+"""The signals by which a scheduler ends a job: noted here, acted on between batches.
 
 Imports nothing heavy, for it has to come first: SIGUSR1 ends a process that has no handler for it,
 and importing torch takes seconds.
@@ -25,7 +25,7 @@ class Notice(IntEnum):
 
 
 class Listener:
-    """Takes a note of signals and does nothing else, for a handler runs between any two bytecodes."""
+    """Takes a note of signals and does nothing else: a handler runs between any two bytecodes."""
 
     def __init__(self) -> None:
         self.noted, self.pid = Notice.NONE, 0

@@ -87,9 +87,8 @@ class Job:
         options = []
         if self.last is not None:  # only a training saves when it is told to
             options.append(f"--signal=USR1@{cluster.warning}")
-        for name in ("partition", "account"):
-            if (value := getattr(cluster, name)) is not None:
-                options.append(f"--{name}={value}")
+        named = {"partition": cluster.partition, "account": cluster.account}
+        options += [f"--{name}={value}" for name, value in named.items() if value is not None]
         if self.gpus and cluster.gpus is not None:
             options.append(Template(cluster.gpus).substitute(devices=self.devices))
         if self.array is not None:

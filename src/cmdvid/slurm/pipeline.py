@@ -1,4 +1,4 @@
-"""All stages as jobs that wait for each other: autoencoder, latents, both diffusions, generation."""
+"""All stages as jobs that wait for each other, from the autoencoder to videos."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

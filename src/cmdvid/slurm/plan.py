@@ -61,7 +61,7 @@ def plan(
 
 
 def spread(job: Job, *, seeds: str | None, parts: int | None) -> Job:
-    """A `predict` as an array: each task draws everything from its seed, or its part of the prompts.
+    """A `predict` as an array: each task has a seed of its own, or a part of the prompts.
 
     Args:
         job: The whole.

@@ -9,16 +9,19 @@ INTERACTIVE = ("bash", "interactive")  # Lightning ignores Slurm's ranks in jobs
 FIRST_PORT, NUM_PORTS = 15000, 15000
 
 
+def in_job() -> bool:
+    """Whether this process is of a job of Slurm, and torchrun has not started it there."""
+    return "SLURM_JOB_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
 def started_by_slurm() -> bool:
-    """Whether Slurm has started a process for each device, and not only a shell or one process.
+    """Whether Slurm has started a process for each device of the job, and not a shell.
 
     Also gives each step a port of its own, for two of one job may run side by side.
 
     Raises:
         ValueError: If the job is not as it must be for that.
     """
-    if "SLURM_JOB_ID" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
-        return False
     tasks = _number("SLURM_NTASKS")
     alone = _number("SLURM_STEP_NUM_TASKS") == 1 or "SLURM_STEP_ID" not in os.environ
     if alone and os.environ.get("SLURM_JOB_NAME") in INTERACTIVE:
