@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from conftest import wait_for
 
+pytestmark = pytest.mark.slurm
 FIT = ["fit", "--config", "ae.yaml"]
 
 
 def log_of(job: str) -> str:
-    (log,) = Path("runs/slurm").glob(f"*-{job}.out")
-    return log.read_text()
+    """What a job has said so far."""
+    return "".join(log.read_text() for log in Path("runs/slurm").glob(f"*-{job}.out"))
 
 
 def test_every_node_has_a_process_for_each_device(stub, slurm, capsys):
@@ -32,9 +32,7 @@ echo "words: $*"
 trap 'mkdir -p run; touch run/last.ckpt; exit 75' USR1
 while :; do sleep 0.1; done"""
     (job,) = stub(capsys, body, *FIT)
-    wait_for(
-        lambda: "words" in log_of(job) if list(Path("runs/slurm").glob("*.out")) else 0, 20, ""
-    )
+    slurm.until(lambda: "words" in log_of(job))
     slurm.run("scancel", "--signal=USR1", job)
     assert slurm.wait(job) == ["COMPLETED"]
     first, second = (line for line in log_of(job).splitlines() if line.startswith("words"))
@@ -96,8 +94,7 @@ trap 'mkdir -p run; touch run/last.ckpt; exit 75' USR1
 echo running
 for i in $(seq 100); do [ -e run/last.ckpt ] && exit 0; sleep 0.1; done"""
     (job,) = stub(capsys, body, *FIT, partition="spot", sbatch="{exclusive: user}")
-    wait_for(lambda: slurm.show(job, "JobState") == "RUNNING", 20, "start")
-    wait_for(lambda: "running" in log_of(job), 20, "the stub")
+    slurm.until(lambda: "running" in log_of(job))
     words = ["-p", "main", "-N2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"]
     other = slurm.run("sbatch", "--parsable", *words)
     assert slurm.wait(other) == ["COMPLETED"]
@@ -111,9 +108,9 @@ def test_a_training_survives_the_loss_of_its_node(stub, slurm, capsys):
 echo running
 while :; do sleep 0.1; done"""
     (job,) = stub(capsys, body, *FIT, sbatch="{nodelist: node2}")
-    wait_for(lambda: slurm.show(job, "JobState") == "RUNNING", 20, "start")
+    slurm.until(lambda: "running" in log_of(job))
     slurm.node("crash", "node2")
-    wait_for(lambda: slurm.show(job, "Restarts") == "1", 40, "requeue")
+    slurm.until(lambda: slurm.show(job, "Restarts") == "1", 40)
     slurm.node("boot", "node2")
     assert slurm.wait(job) == ["COMPLETED"]
 

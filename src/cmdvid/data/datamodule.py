@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
+from cmdvid.signals import LISTENER
 from cmdvid.types import ClipBatch
 from cmdvid.video import ClipSpec
 
@@ -209,6 +210,7 @@ class VideoDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             drop_last=train,
+            worker_init_fn=LISTENER.ignore_in_worker,
         )
 
     def _progress(self, size: int) -> tuple[int, int]:
