@@ -85,8 +85,10 @@ test-all: setup  ## every test
 	$(BIN)/python -m pytest -m ''
 
 test-slurm: setup  ## jobs on a real Slurm, which is installed if it is not there; Debian, root
-	@command -v slurmctld slurmd sbatch munged ip > /dev/null || { apt-get update && \
-	  apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge iproute2; }
+	@for program in slurmctld slurmd sbatch munged ip; do \
+	  command -v $$program > /dev/null || { apt-get update && apt-get install -y \
+	    --no-install-recommends slurmctld slurmd slurm-client munge iproute2; break; }; \
+	done
 	$(BIN)/python -m pytest -m '' -rs --durations=15 -s tests/slurm
 
 check: setup  ## lint, format and types; changes nothing

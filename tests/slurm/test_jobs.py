@@ -120,3 +120,17 @@ def test_slurm_is_asked_before_anything_is_queued(stub, slurm, capsys):
         stub(capsys, "true", *FIT, partition="nowhere")
     assert "Slurm refuses fit-ae" in capsys.readouterr().err
     assert slurm.run("squeue", "-h") == ""
+
+
+def test_apptainer_stands_between_srun_and_the_command(stub, slurm, capsys, project):
+    """Its options are read by a stub, which then runs the rest as the container would."""
+    (project / "bin").mkdir()
+    apptainer = project / "bin/apptainer"
+    apptainer.write_text('#!/bin/bash\necho "apptainer $*"\nshift 7\nexec "$@"\n')
+    apptainer.chmod(0o755)
+    setup = f"['export PATH={project}/bin:$PATH']"
+    (job,) = stub(capsys, "echo inside; exit 0", *FIT, container="apptainer:my.sif", setup=setup)
+    assert slurm.wait(job) == ["COMPLETED"]
+    bind = f"apptainer exec --nv --bind {project} --pwd {project} my.sif {project}/stub.sh fit"
+    assert bind in log_of(job)
+    assert "\ninside\n" in log_of(job)

@@ -109,7 +109,7 @@ def test_the_time_limit_requeues_a_training_that_goes_on_exactly(real, slurm, ca
 
 
 TINY = """
-trainer: {max_steps: 3, val_check_interval: 3, limit_val_batches: 1, accelerator: cpu, logger: false}
+trainer: {max_steps: 3, val_check_interval: 3, limit_val_batches: 1, accelerator: cpu}
 """
 OVERLAYS = {
     "autoencoder": """
