@@ -126,8 +126,10 @@ def end_of(folder: Path) -> dict:
     ids=["again", "stop", "in validation"],
 )
 def test_a_stopped_training_ends_like_one_that_was_not(data, fit, kill, code, step):
-    assert fit("whole") == 0
-    whole = fit.rows[:]
+    if not (data / "whole/rows.json").exists():
+        assert fit("whole") == 0
+        (data / "whole/rows.json").write_text(json.dumps(fit.rows))
+    whole = json.loads((data / "whole/rows.json").read_text())
     name = f"{kill['name']}-{step}"
     fit.rows.clear()
     assert fit(name, kill=kill) == code

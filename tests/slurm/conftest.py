@@ -52,7 +52,7 @@ class Slurm:
     def run(self, *words: str) -> str:
         """What a command prints on the head."""
         return subprocess.run(
-            [self.folder / "on", "head", *words],
+            [self.folder / "on", "head", *words], env=os.environ | {"PATH": PATH},
             check=True, capture_output=True, text=True, timeout=60,
         ).stdout.strip()  # fmt: skip
 
@@ -107,7 +107,8 @@ def slurm(tmp_path_factory) -> Iterator[Slurm]:
         (folder / "bin").mkdir()
         for name in WRAPPED:
             script = folder / "bin" / name
-            script.write_text(f'#!/bin/sh\nexec "{folder}/on" head {shutil.which(name)} "$@"\n')
+            # with the old PATH: inside the machines the programs are themselves
+            script.write_text(f'#!/bin/sh\nPATH="{PATH}" exec "{folder}/on" head {name} "$@"\n')
             script.chmod(0o755)
         print(f"\n{log.read_text()}")  # versions and times, for those who read the log
         yield Slurm(folder)
