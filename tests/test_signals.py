@@ -56,12 +56,12 @@ atexit.register(os.kill, os.getpid(), signal.SIGUSR1)
 def test_a_training_listens_before_it_imports_anything_heavy(monkeypatch):
     monkeypatch.setenv("CMDVID_PREEMPTIBLE", "1")
     words = [sys.executable, "-v", "-m", "cmdvid", "fit", "--config", "no.yaml"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "import 'torch._C'" in line:
-            process.send_signal(signal.SIGUSR1)
-            break
-    said = process.stderr.read()
-    assert process.wait(timeout=120) == 2, said[-500:]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "import 'torch._C'" in line:
+                process.send_signal(signal.SIGUSR1)
+                break
+        said = process.stderr.read()
+    assert process.returncode == 2, said[-500:]
     assert "no.yaml" in said

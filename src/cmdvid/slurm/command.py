@@ -35,7 +35,12 @@ def main(args: Sequence[str]) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="cmdvid slurm", allow_abbrev=False, exit_on_error=False)
+    options = argparse.ArgumentParser(
+        prog="cmdvid slurm",
+        allow_abbrev=False,
+        exit_on_error=False,
+        epilog="Any other option is the stage's own: --config FILE, --ckpt PATH, --trainer.KEY ...",
+    )
     options.add_argument("what", choices=(*VERBS, PIPELINE), metavar="STAGE", help="a verb")
     options.add_argument("--cluster", help=f"YAML of the cluster (default: {DEFAULT})")
     options.add_argument("--nodes", type=int, help="trainer.num_nodes")
