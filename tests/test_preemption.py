@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import Callback
 
 from cmdvid.__main__ import main
-from cmdvid.preemption import WholeFiles
 from cmdvid.signals import LISTENER, Notice
 from cmdvid.stages import AutoencoderStage
 
@@ -161,11 +160,3 @@ def test_loader_workers_outlive_the_signal(data, fit):
     """Slurm sends it to them as well; one that died would take the training with it."""
     kill = {"name": "SIGTERM", "train": 2}
     assert fit("workers", "--data.num_workers", "1", kill=kill) == 143
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    writer, path = WholeFiles(), tmp_path / "new" / "last.ckpt"
-    writer.save_checkpoint({"step": 1}, path)
-    with pytest.raises((AttributeError, TypeError)):
-        writer.save_checkpoint({"step": 2, "bad": (x for x in ())}, path)
-    assert torch.load(path) == {"step": 1}

@@ -16,10 +16,9 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from cmdvid.preemption import Preemption, WholeFiles
+from cmdvid.preemption import Preemption
 from cmdvid.settings import (
     CONFIG_KEY,
     defaults,
@@ -183,11 +182,9 @@ class CLI(LightningCLI):
         self.save_config_kwargs = {"verb": self.subcommand}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer, with checkpoints written whole and Slurm's processes as they are."""
+        """Build the trainer, with the processes that Slurm has started."""
         given = self.config_init[str(self.subcommand)].trainer.plugins or []
         plugins: list[Any] = list(given) if isinstance(given, list) else [given]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins.append(WholeFiles())
         ranks = in_job() and started_by_slurm()
         if ranks:  # said, not found out, for Lightning goes by the job's name and would requeue it
             plugins.append(SLURMEnvironment(auto_requeue=False))

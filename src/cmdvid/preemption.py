@@ -1,13 +1,10 @@
 """A run that a scheduler ends: saved between two batches, exit with the code that asks for more."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins import TorchCheckpointIO
 
 from cmdvid.signals import LISTENER, Notice
 
@@ -72,25 +69,6 @@ class Preemption(Callback):
         if trainer.is_global_zero:
             print(f"stopped by a signal at step {trainer.global_step}", flush=True)
         raise SystemExit(notice.exit_code)
-
-
-class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that no half one is ever found.
-
-    Lightning's own moves it there from $TMPDIR, which between file systems is a copy.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
-        """Write a local file; what has a protocol is Lightning's."""
-        if "://" in str(path):
-            return super().save_checkpoint(checkpoint, path, storage_options)
-        part = Path(f"{path}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, part)
-        os.replace(part, path)
-        return None
 
 
 def save_last(trainer: Trainer) -> None:
