@@ -28,7 +28,7 @@ class Journal(Callback):
 
     def on_train_batch_end(self, trainer, stage, outputs, batch, batch_idx):
         self.folder.mkdir(parents=True, exist_ok=True)
-        environment = type(trainer.strategy.cluster_environment).__name__
+        environment = type(getattr(trainer.strategy, "cluster_environment", None)).__name__
         line = {
             "step": trainer.global_step,
             "rows": batch.index.tolist(),
