@@ -77,7 +77,7 @@ class Job:
             options="\n".join(f"#SBATCH {option}" for option in self._options(cluster)),
             setup=lines,
             last=shlex.quote(self.last or ""),
-            srun=srun,
+            srun=f" {srun}" if srun else "",
             command=f"{command} {words}",
             max_restarts=cluster.max_restarts,
         )
