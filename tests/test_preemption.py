@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -57,8 +59,11 @@ class Kill(Callback):
             self.send()
 
     def send(self):
-        for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
-            os.kill(process.pid, self.number)
+        workers = [str(process.pid) for process in multiprocessing.active_children()]
+        if workers:  # by another process, as Slurm does: torch's workers obey their parent quietly
+            subprocess.run(["kill", f"-{int(self.number)}", *workers], check=True)
+            time.sleep(0.2)
+        os.kill(os.getpid(), self.number)
 
 
 @pytest.fixture(scope="module")
