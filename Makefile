@@ -12,11 +12,11 @@ DATA    :=
 PROTOCOL :=
 RUN     := runs/$(if $(DATA),own,demo)$(if $(FAST),-fast)
 CMDVID  := $(BIN)/cmdvid
-VERBS   := fit validate test predict encode export evaluate profile shapes
+VERBS   := fit validate test predict encode export prepare evaluate profile slurm shapes
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo eval test test-all check format docs clean
+.PHONY: help setup demo eval test test-all test-slurm check format docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,13 @@ test: setup  ## the tests without the slow ones, under ten minutes on two cores
 
 test-all: setup  ## every test
 	$(BIN)/python -m pytest -m ''
+
+test-slurm: setup  ## jobs on a real Slurm, which is installed if it is not there; Debian, root
+	@for program in slurmctld slurmd sbatch munged ip; do \
+	  command -v $$program > /dev/null || { apt-get update && apt-get install -y \
+	    --no-install-recommends slurmctld slurmd slurm-client munge iproute2; break; }; \
+	done
+	$(BIN)/python -m pytest -m '' -rs --durations=15 -s tests/slurm
 
 check: setup  ## lint, format and types; changes nothing
 	$(BIN)/ruff check .

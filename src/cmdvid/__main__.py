@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cmdvid
+from cmdvid.signals import LISTENER, expected
 
 PACKAGE = Path(__file__).parent
 
@@ -102,6 +103,25 @@ VERBS = {
   --samples-per-shard N  (default: 1000)
   --num-workers N        videos worked on at a time (default: as many as processors)""",
     ),
+    "slurm": (
+        "Submit a stage, or all of them, to a Slurm cluster.",
+        """\
+  fit, validate, test, predict or encode, and any of its options, e.g. fit --config FILE
+  --nodes N              how many machines; devices of each: --trainer.devices
+  --dry-run              print the batch scripts, let Slurm check them, and stop
+  --cluster FILE         YAML of the cluster (default: configs/cluster/slurm.yaml)
+  --time LIMIT, --partition NAME
+                         instead of those of the YAML
+  --name NAME, --after ID[:ID]
+                         of the job; jobs that must end well before
+  --seeds 0-7            predict as an array, each task with a seed of its own
+  --parts N              predict as an array, each task with a part of --prompts FILE
+
+  pipeline, all stages as jobs that wait for each other; --config and the like are of the trainings
+  --autoencoder FILE, --content FILE, --motion FILE, --generate FILE
+                         their YAMLs; again for another on top
+  --prompts FILE         make videos of these captions in the end""",
+    ),
     "shapes": (
         "Write the procedural data set: mp4 files and a csv of captions.",
         """\
@@ -117,6 +137,7 @@ VERBS = {
 MODULES = {  # whose main reads its own options
     "evaluate": "cmdvid.evaluate_command",
     "profile": "cmdvid.profile_command",
+    "slurm": "cmdvid.slurm.command",
 }
 FUNCTIONS = {  # verbs that are a function and need no Lightning
     "export": ("cmdvid.export", "export_pipeline"),
@@ -162,9 +183,7 @@ def _run(verb: str, argv: list[str]) -> None:
     if verb in MODULES:
         return import_module(MODULES[verb]).main(argv[1:])
     if verb not in FUNCTIONS:
-        from cmdvid.cli import main as run_stage
-
-        return run_stage(argv)
+        return _run_stage(argv)
 
     from jsonargparse import auto_cli
 
@@ -173,6 +192,19 @@ def _run(verb: str, argv: list[str]) -> None:
     parser = {"prog": f"cmdvid {verb}", "allow_abbrev": False, "exit_on_error": False}
     auto_cli(function, args=argv[1:], as_positional=False, **parser)
     return None
+
+
+def _run_stage(argv: list[str]) -> None:
+    """Run one of Lightning's verbs; a training listens for the end of its job from here on."""
+    if argv[0] == "fit" and expected():
+        LISTENER.listen()
+    try:
+        from cmdvid.cli import main as run_stage
+
+        run_stage(argv)
+    finally:
+        if LISTENER.listening:
+            LISTENER.ignore()
 
 
 def _underscored(arg: str) -> str:

@@ -15,11 +15,14 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
+from cmdvid.preemption import Preemption
 from cmdvid.settings import (
     CONFIG_KEY,
     defaults,
@@ -30,6 +33,8 @@ from cmdvid.settings import (
     spread_options,
     use_pipeline,
 )
+from cmdvid.signals import LISTENER
+from cmdvid.slurm.step import check_ranks, in_job, started_by_slurm
 from cmdvid.trainer import CMDTrainer
 
 CKPT_HELP = "Checkpoint: a file, 'last' or 'best'; for test and predict also a pipeline folder."
@@ -181,10 +186,22 @@ class CLI(LightningCLI):
         self.save_config_kwargs = {"verb": self.subcommand}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer, which writes checkpoints as we do unless its strategy has own ways."""
-        trainer = super().instantiate_trainer(**kwargs)
+        """Build the trainer: the processes that Slurm has started, and checkpoints of our own way.
+
+        Strategies that write checkpoints in their own way keep it.
+        """
+        given = self.config_init[str(self.subcommand)].trainer.plugins or []
+        plugins: list[Any] = list(given) if isinstance(given, list) else [given]
+        ranks = in_job() and started_by_slurm()
+        if ranks:  # said, not found out, for Lightning goes by the job's name and would requeue it
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        elif in_job():
+            plugins.append(LightningEnvironment())
+        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
+        if ranks:
+            check_ranks(trainer.num_devices, trainer.num_nodes)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -210,6 +227,8 @@ def main(args: Sequence[str]) -> None:
     )
     # lightning 2.6 asks torch 2.14 in an old way; nothing that a user could change
     warnings.filterwarnings("ignore", message=".*LeafSpec")
+    # a run on a machine that has Slurm, but by itself; cmdvid.slurm.step looks closer
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     if args[0] != "fit":  # says where new checkpoints would go; there are none
         warnings.filterwarnings("ignore", message="The dirpath has changed")
     CLI(
@@ -219,7 +238,10 @@ def main(args: Sequence[str]) -> None:
         subclass_mode_model=True,
         trainer_class=CMDTrainer,
         # our samplers share out the clips themselves
-        trainer_defaults={"use_distributed_sampler": False},
+        trainer_defaults={
+            "use_distributed_sampler": False,
+            "callbacks": [Preemption()] if LISTENER.listening else [],
+        },
         seed_everything_default=42,
         auto_configure_optimizers=False,
         save_config_callback=SaveConfig,

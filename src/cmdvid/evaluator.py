@@ -203,7 +203,8 @@ def draw(source: RealSource, protocol: Protocol, *, repeat: int = 0, skip: int =
 def listing(entries: Sequence[VideoEntry]) -> dict[str, Any]:
     """What tells a list of files from another, and from itself before it was changed."""
     root = os.path.commonpath([os.path.dirname(os.path.abspath(entry.path)) for entry in entries])
-    changed = max(os.stat(entry.path).st_mtime_ns for entry in entries)
+    files = {entry.part.url if entry.part else entry.path for entry in entries}
+    changed = max((os.stat(file).st_mtime_ns for file in files if "://" not in file), default=0)
     return {"data": data_digest(entries, root), "changed": changed}
 
 

@@ -70,8 +70,8 @@ def data_digest(entries: Dataset[VideoEntry] | Iterable[VideoEntry], root: str |
     """
     rows = entries if isinstance(entries, Iterable) else _rows(entries)
     found = hashlib.sha256()
-    for path, condition in rows:
-        row = [os.path.relpath(path, root), os.path.getsize(path), condition]
+    for path, condition, part in rows:
+        row = [os.path.relpath(path, root), part.size if part else os.path.getsize(path), condition]
         found.update(json.dumps(row).encode() + b"\n")
     return found.hexdigest()
 

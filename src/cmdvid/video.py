@@ -24,9 +24,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cmdvid.frames import resize_and_crop
-
 from cmdvid.container import NEEDED, VideoError, list_frames, opened_video, read_video
+from cmdvid.frames import resize_and_crop
 from cmdvid.types import FilePart
 
 TICK = 1e-3  # seconds; the coarsest rounding of time stamps in common files is Matroska's
@@ -134,9 +133,7 @@ def frame_size(path: str | Path) -> tuple[int, int]:
     Raises:
         VideoError: If the file is missing or no video.
     """
-    path = os.path.abspath(path)
-    _sniff(path)
-    with _opened(path) as (_, stream):
+    with opened_video(os.path.abspath(path)) as (_, stream):
         return stream.height, stream.width
 
 

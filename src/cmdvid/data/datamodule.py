@@ -19,6 +19,7 @@ from cmdvid.data.order import check_same_size
 from cmdvid.data.position import Position, begin, epochs_ahead, reached
 from cmdvid.data.precision import to_float
 from cmdvid.data.skipped import SkippedFiles
+from cmdvid.signals import LISTENER
 from cmdvid.video import ClipSpec
 
 logger = logging.getLogger(__name__)
@@ -228,6 +229,7 @@ class VideoDataModule(LightningDataModule):
             sampler=ShardKeys(shards.split, numbers),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=LISTENER.ignore_in_worker,
         )
 
     def _loader(
@@ -259,6 +261,7 @@ class VideoDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             drop_last=train,
+            worker_init_fn=LISTENER.ignore_in_worker,
         )
 
     def _report(self) -> None:

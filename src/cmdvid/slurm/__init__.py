@@ -1,0 +1,1 @@
+"""Jobs of a Slurm cluster: `cmdvid slurm` submits them; `step` checks them from inside."""
