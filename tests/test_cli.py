@@ -257,7 +257,7 @@ def test_debug_shows_the_whole_error(here, monkeypatch):
 
 def predict_settings(**changes):
     flat = dict.fromkeys(
-        ("prompt", "prompts", "negative_prompt", "seed", "out", "num_inference_steps")
+        ("prompt", "prompts", "negative_prompt", "seed", "out", "fps", "num_inference_steps")
     )
     settings = Namespace(seed_everything=42, guidance_scale=None, **flat)
     stage = {"pipeline": "p", "num_inference_steps": 50, "guidance_scale": 4.0, "seed": 0}

@@ -86,6 +86,7 @@ def test_a_config_that_says_nothing_of_sizes_asks_for_that_of_the_autoencoder(
 
 def test_previews_count_where_they_need_more_than_training(capsys, tmp_path):
     text, peaks = (CONFIGS / "ae_shapes.yaml").read_text(), []
+    text = text.replace("data/shapes.yaml", str(CONFIGS / "data/shapes.yaml"))
     for num in (1, 4096):
         preview = f"ClipPreview, init_args: {{num_clips: {num}}}}}"
         (tmp_path / "ae.yaml").write_text(text.replace("ClipPreview}", preview))

@@ -309,7 +309,7 @@ def test_pixels_are_taken_as_square(tmp_path):
     for aspect in (1, 2):
         path = tmp_path / f"{aspect}.mkv"
         with av.open(str(path), "w") as container:
-            stream = container.add_stream("ffv1", rate=25)
+            stream = container.add_stream("libx264", rate=25, options={"qp": "0"})
             stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv444p"
             stream.codec_context.sample_aspect_ratio = Fraction(aspect)
             for array in numbered(8):

@@ -206,6 +206,9 @@ def train_on_frames(run: Path, tmp_path: Path) -> tuple[list[str], torch.Tensor]
     assert cached == pytest.approx(online, abs=1e-4)
     saved = [torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("a", "b")]
     ours, theirs = (each["state_dict"] for each in saved)
+    for name in [key for key in ours if key.endswith(("_mean", "_std"))]:
+        # measured on windows of an epoch of its own, which a cache has only one of
+        torch.testing.assert_close(ours.pop(name), theirs.pop(name), atol=0.02, rtol=0.02)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     main(["validate", "--config", str(file), "--trainer.logger=false", *frames])
     return frames, tensors(tmp_path / "frames")["train/000000.safetensors"]["frames"]
