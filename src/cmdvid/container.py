@@ -114,7 +114,8 @@ def list_frames(container: InputContainer, stream: VideoStream) -> Timetable:
         if is_key
     }
     stamps = [pts for pts, _, _ in packets]
-    return Timetable(stamps, keys, [float(pts * stream.time_base) for pts in stamps])
+    tick, ticks = stream.time_base.as_integer_ratio()  # a product of Fractions each is slow
+    return Timetable(stamps, keys, [pts * tick / ticks for pts in stamps])
 
 
 def _reason(error: Exception) -> str:
