@@ -181,6 +181,27 @@ def test_the_size_is_read_from_the_header(tmp_path):
         frame_size(tmp_path / "none.mp4")
 
 
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p"])
+@pytest.mark.parametrize("height", [47, 48])
+@pytest.mark.parametrize("width", [64, 66, 72, 74])
+def test_frames_that_are_only_cropped_have_the_pixels_of_packed_rgb(
+    tmp_path, width, height, pix_fmt
+):
+    """FFmpeg's planar conversion, which is quicker, is wrong at some of these sizes."""
+    coarse = np.random.default_rng(0).integers(0, 256, (4, 12, 19, 3), dtype=np.uint8)
+    frames = coarse.repeat(4, axis=1).repeat(4, axis=2)[:, :height, :width]
+    path = write(tmp_path / "a.mkv", np.ascontiguousarray(frames), "ffv1", pix_fmt, b_frames=0)
+    with av.open(str(path)) as container:
+        decoded = [
+            frame.reformat(format="rgb24", dst_color_range="JPEG").to_ndarray()
+            for frame in container.decode(video=0)
+        ]
+    packed = torch.from_numpy(np.stack(decoded)).permute(3, 0, 1, 2)
+    assert torch.equal(read_clip(path, ClipSpec(4, (height, width))), packed)
+    left = (width - 32) // 2
+    assert torch.equal(read_clip(path, ClipSpec(4, (height, 32))), packed[..., left : left + 32])
+
+
 def test_odd_sizes_are_not_sheared(tmp_path):
     frames = np.zeros((4, 121, 161, 3), np.uint8)
     frames[:, :, 80:] = 200
