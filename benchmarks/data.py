@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from cmdvid.data.datamodule import VideoDataModule
 from cmdvid.data.index import VideoFolder
-from cmdvid.video import ClipSpec, read_clip, resize_and_crop
+from cmdvid.frames import resize_and_crop
+from cmdvid.video import ClipSpec, read_clip
 
 NUM_FRAMES = 16
 KINDS = {  # name: codec, key frames so far apart

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor
 
-from cmdvid.video import resize_and_crop
+from cmdvid.frames import resize_and_crop
 
 RATE, LENGTH = 25, 300
 BITS, SQUARES = 9, 15  # of a frame's number; squares of which side fill the height
