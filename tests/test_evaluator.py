@@ -8,8 +8,9 @@ from torch.utils.data import Dataset
 
 from cmdvid.data.clip_folder import ClipFolder
 from cmdvid.data.scene import ShapeAttributes, render
+from cmdvid.draws import draw, listing
 from cmdvid.evaluation import frechet_scores
-from cmdvid.evaluator import Evaluator, draw, listing
+from cmdvid.evaluator import Evaluator
 from cmdvid.protocols import Protocol
 from cmdvid.types import VideoEntry
 from cmdvid.vectors import Weights

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,7 +42,7 @@ def test_ten_thousand_clips_come_from_fewer_videos():
 
 
 def test_zero_shot_prompts_are_one_for_each_class():
-    prompts = (Path(FOLDER).parent / "prompts" / "ucf101.txt").read_text().splitlines()
+    prompts = (FOLDER / "ucf101_prompts.txt").read_text().splitlines()
     assert len(set(prompts)) == 101
     assert all(text == text.strip() and len(text.split()) > 2 for text in prompts)
     assert read_protocol("ucf101-zeroshot").num_samples == 101 * 100
@@ -75,3 +79,30 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path, text, message):
 def test_an_unknown_name_lists_the_presets():
     with pytest.raises(ValueError, match=r"fvd\.yaml: no such protocol; .* ucf101-2048"):
         read_protocol("fvd")
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_has_the_presets(tmp_path):
+    pytest.importorskip("hatchling", reason="what the wheel is built with")
+    build = ["hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-m", *build], cwd=root, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert {f"cmdvid/presets/{name}.yaml" for name in PRESETS} <= set(names)
+    assert "cmdvid/presets/ucf101_prompts.txt" in names
+    command = ["cmdvid", "evaluate", "--generated=nowhere", "--protocol=msrvtt-1k"]
+    found = subprocess.run(
+        [sys.executable, "-P", "-m", *command],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "nowhere: no such folder of clips" in found.stderr  # what comes after the protocol
+    unknown = subprocess.run(
+        [sys.executable, "-P", "-m", *command[:-1], "--protocol=unknown"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert f"{tmp_path / 'site'}" in unknown.stderr  # where it looked

@@ -13,8 +13,9 @@ from cmdvid.data.clip_captions import read_captions
 from cmdvid.data.clip_folder import ClipFolder
 from cmdvid.data.real_source import check_sides, real_source
 from cmdvid.data.sampling import sample_rows
+from cmdvid.draws import draw, files_of
 from cmdvid.evaluation import GENERATED, REAL
-from cmdvid.evaluator import Evaluator, check_captions, draw, files_of
+from cmdvid.evaluator import Evaluator, check_captions
 from cmdvid.manifest import commit, versions
 from cmdvid.protocols import Protocol, read_protocol
 from cmdvid.report import Report, compare, log_scores, read_report
@@ -46,8 +47,8 @@ def evaluate(  # one argument for each option
     real: str | None = None,
     out: str = "runs/evaluate",
     captions: str | None = None,
-    i3d: str | None = None,
-    c3d: str | None = None,
+    i3d: str = "i3d.pt",
+    c3d: str = "c3d.pt",
     clip: str = "openai",
     cache: str | None = None,
     device: str | None = None,
@@ -57,14 +58,14 @@ def evaluate(  # one argument for each option
 
     Args:
         generated: Folder of the clips: videos, pictures in a folder for each clip, or npz.
-        protocol: A preset of configs/protocols, or a YAML file.
+        protocol: A preset, such as ucf101-2048, or a YAML file.
         real: Folder of the real videos: UCF-101, MSR-VTT or WebVid as published, or any videos.
         out: Folder of the report.
         captions: Text file with the caption of each generated clip, one a line, in the order of
             the clips' names. Without it captions stand in text files beside the clips, or in
             metadata.csv (file_name, text).
-        i3d: I3D for FVD, TorchScript or state dict.
-        c3d: C3D for the Inception Score, TorchScript.
+        i3d: I3D for FVD, TorchScript or state dict; a file, or URL#sha256=HASH.
+        c3d: C3D for the Inception Score, TorchScript; a file, or URL#sha256=HASH.
         clip: CLIP for CLIPSIM, a tag of open_clip's or a file.
         cache: Folder where features of real clips are kept (default: ~/.cache/cmdvid/evaluation).
         device: Where networks run (default: the GPU if there is one).
@@ -95,7 +96,8 @@ def evaluate(  # one argument for each option
         "versions": versions(),
         "commit": commit(),
     }
-    report = Report(settings, {wanted.name: scores})
+    notes = evaluator.unmeasured() + (reals.notes() if reals else [])
+    report = Report(settings, {wanted.name: scores}, notes)
     samples = {GENERATED: _shown(Subset(folder, parts[0]), [folder.names[r] for r in parts[0]])}
     if source is not None:
         first = draw(source, wanted)

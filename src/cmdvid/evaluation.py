@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from cmdvid.metrics.inception import inception_score
@@ -71,13 +71,13 @@ def frechet_scores(
     """Fréchet distances of clips from real ones, and what they would be for infinitely many.
 
     Args:
-        protocol: Names the metrics, and the kind of covariances.
+        protocol: Names the kind of covariances.
         real: Vectors of the real clips, by metric.
         clips: Vectors of the clips, by metric.
     """
     found = {}
     how = {"unbiased": protocol.unbiased, "seed": protocol.seed}
-    for metric in (metric for metric in WITH_REALS if metric in protocol.metrics):
+    for metric in (metric for metric in WITH_REALS if metric in real):
         pair, n = (real[metric], clips[metric]), len(clips[metric])
         distance = bootstrap_frechet(*pair, **how)
         found[metric] = Interval(distance.value, distance.low, distance.high, n)
@@ -108,16 +108,24 @@ class Scoreboard:
         names: Of the test sets.
         judge: Metric ``update(clip, captions)`` whose ``compute()`` gives fractions by name and
             their ``count``; none for videos that nothing can judge.
+        lpips: From ``cmdvid.metrics.lpips.load_lpips``, for reconstructions.
         device: Where clips are compared.
     """
 
-    def __init__(self, names: Sequence[str], *, judge: Metric | None, device: torch.device):
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        judge: Metric | None,
+        lpips: nn.Module | None = None,
+        device: torch.device,
+    ):
         def judges() -> dict[str, Metric]:
             return {level: judge.clone().to(device) for level in LEVELS} if judge else {}
 
         def fidelities() -> dict[str, Reconstruction]:
-            both = ("psnr", "psnr_mean_frame")
-            return {key: Reconstruction().to(device) for key in both}
+            rebuilt, still = Reconstruction(lpips), Reconstruction()
+            return {"psnr": rebuilt.to(device), "psnr_mean_frame": still.to(device)}
 
         self.judges = {name: judges() for name in names}
         self.fidelities = {name: fidelities() for name in names}
@@ -146,8 +154,8 @@ class Scoreboard:
         for key, metric in self.fidelities[name].items():
             values = metric.compute()
             rebuilt[key] = mean(values["psnr"], values["psnr_error"], int(values["count"]))
-            if key == "psnr":
-                rebuilt["ssim"] = Interval(values["ssim"], None, None, int(values["count"]))
+            for other in (x for x in ("ssim", "lpips") if key == "psnr" and x in values):
+                rebuilt[other] = Interval(values[other], None, None, int(values["count"]))
         return found
 
 

@@ -1,35 +1,25 @@
 """Clips of any model against real ones by a protocol, with the floor and all that made a score."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
-from cmdvid.data.clip_folder import ClipFolder
-from cmdvid.data.dataset import ClipDataset
-from cmdvid.data.sampling import Sample, sample_rows
+from cmdvid.draws import Draw, RealSource, draw, halves
 from cmdvid.evaluation import averaged, frechet_scores, single_scores
-from cmdvid.manifest import data_digest
 from cmdvid.protocols import Protocol
 from cmdvid.report import Interval
-from cmdvid.types import ClipBatch, VideoEntry
-from cmdvid.vectors import Share, Weights, load_networks, read_vectors
+from cmdvid.types import ClipBatch
+from cmdvid.vectors import REPLACED, Share, Weights, load_networks, read_vectors
 
-RealSource: TypeAlias = Dataset[VideoEntry] | ClipFolder
-"""Videos to cut clips from, or clips that are cut already."""
+logger = logging.getLogger(__name__)
 
-
-class Draw(NamedTuple):
-    """Real clips drawn by a protocol."""
-
-    clips: Dataset[ClipBatch]
-    made_of: dict[str, Any]
-    captions: list[str] | None
+PREPROCESSING = "scaled until it covers image_size, bilinear antialiased, centre crop, 8 bits"
 
 
 class Reals(NamedTuple):
@@ -38,6 +28,18 @@ class Reals(NamedTuple):
     draws: list[dict[str, Tensor]]  # of each repeat
     floor: tuple[dict[str, Tensor], dict[str, Tensor]] | None  # two sets without a common video
     settings: dict[str, Any]
+
+    def notes(self) -> list[str]:
+        """What the real clips lack."""
+        found, asked, read = [], self.settings["asked"], self.settings["read"]
+        if lost := sum(asked - each for each in read):
+            found.append(
+                f"{lost} of {asked * len(read)} real clips could not be read, and clips of other "
+                "videos took their places"
+            )
+        if absent := self.settings["absent"]:
+            found.append(f"{absent} real videos are listed, but missing")
+        return found
 
 
 class Evaluator:
@@ -68,7 +70,10 @@ class Evaluator:
         self.protocol, self.device = protocol, device
         self.share, self.num_workers = share, num_workers
         self.cache = Path(cache) if cache else default_cache()
-        self.networks = load_networks(protocol.metrics, weights, device)
+        self.networks, self.missing = load_networks(protocol.metrics, weights, device)
+        if not share.rank:
+            for note in self.unmeasured():
+                logger.warning(note)
 
     def real(self, source: RealSource) -> Reals:
         """Read the real clips of each repeat, and more of them for the floor.
@@ -81,16 +86,19 @@ class Evaluator:
         vectors = [self._vectors(each, self.cache, "real clips") for each in draws]
         floor = None
         if not protocol.first_by_path:  # the next videos by path would be of other classes
-            if len(source) >= 2 * num:  # type: ignore[arg-type]
-                others = draw(source, protocol, skip=num)
+            others = draw(source, protocol, skip=num) if len(source) >= 2 * num else None  # type: ignore[arg-type]
+            if others and not set(others.videos) & set(draws[0].videos):
                 floor = vectors[0], self._vectors(others, self.cache, "real clips, floor")
             else:
-                one, other = (
-                    {name: values[half] for name, values in vectors[0].items()}
-                    for half in (slice(0, num // 2), slice(num // 2, None))
-                )
-                floor = one, other
-        return Reals(vectors, floor, {"data": [each.made_of["data"] for each in draws]})
+                floor = halves(vectors[0], draws[0].videos)
+        settings = {
+            "data": [each.made_of["data"] for each in draws],
+            "preprocessing": PREPROCESSING,
+            "asked": num,
+            "read": [num - int(each[REPLACED].sum()) for each in vectors],
+            "absent": getattr(source, "num_missing", 0),
+        }
+        return Reals(vectors, floor, settings)
 
     def clips(
         self,
@@ -131,6 +139,10 @@ class Evaluator:
         found = averaged([single_scores(vectors) for vectors in real.draws])
         return found | (frechet_scores(self.protocol, *real.floor) if real.floor else {})
 
+    def unmeasured(self) -> list[str]:
+        """The metrics of the protocol whose weights are not there, and what they need."""
+        return [f"{name} is not measured; {needed}" for name, needed in self.missing.items()]
+
     def settings(self, real: Reals | None) -> dict[str, Any]:
         """What a reader needs to make such scores again."""
         return {
@@ -153,6 +165,7 @@ class Evaluator:
             device=self.device,
             num_workers=self.num_workers,
             label=label,
+            replaced=getattr(drawn.clips, "replaced", lambda row: False),
         )
 
 
@@ -163,55 +176,6 @@ def check_captions(protocol: Protocol, captions: Sequence[str] | None) -> None:
             f"{protocol.name} measures CLIPSIM, which needs the caption of each generated clip: "
             "`cmdvid evaluate --captions FILE` reads one a line, in the order of the clips' names"
         )
-
-
-def draw(source: RealSource, protocol: Protocol, *, repeat: int = 0, skip: int = 0) -> Draw:
-    """Draw real clips as the protocol says.
-
-    Args:
-        source: Videos, or clips that are cut already.
-        protocol: Says how many, from which windows, by which seed.
-        repeat: Each repeat draws anew.
-        skip: Clips of the draw to leave out, for another set without a common video.
-
-    Raises:
-        ValueError: If there are too few.
-    """
-    num, seed = protocol.count_reals, protocol.seed + repeat
-    how = {"spec": asdict(protocol.spec), "seed": seed, "random_window": protocol.random_window}
-    if isinstance(source, ClipFolder):
-        if (needed := num + skip) > len(source):
-            raise ValueError(f"{source.folder}: {needed} clips are needed, found {len(source)}")
-        order = sample_rows([""] * len(source), len(source), seed=seed)
-        rows = list(range(len(source))) if protocol.first_by_path else order
-        return Draw(Subset(source, rows[skip : skip + num]), files_of(source, rows) | how, None)
-    sample = Sample(
-        source,
-        num=num,
-        seed=seed,
-        first_by_path=protocol.first_by_path,
-        several_windows=protocol.several_windows and not skip,
-        skip=skip,
-    )
-    spec, window = protocol.spec, protocol.random_window
-    clips = ClipDataset(sample, spec=spec, train=window, seed=seed)
-    said = [entry.condition for entry in sample.entries]
-    captions = [text for text in said if isinstance(text, str) and text]
-    return Draw(clips, listing(sample.entries) | how, captions if len(captions) == num else None)
-
-
-def listing(entries: Sequence[VideoEntry]) -> dict[str, Any]:
-    """What tells a list of files from another, and from itself before it was changed."""
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(entry.path)) for entry in entries])
-    files = {entry.part.url if entry.part else entry.path for entry in entries}
-    changed = max((os.stat(file).st_mtime_ns for file in files if "://" not in file), default=0)
-    return {"data": data_digest(entries, root), "changed": changed}
-
-
-def files_of(folder: ClipFolder, rows: Sequence[int]) -> dict[str, Any]:
-    """The same of some clips of a folder."""
-    entries = [VideoEntry(str(folder.clips[row].files[0]), folder.names[row]) for row in rows]
-    return listing(entries)
 
 
 def default_cache() -> Path:

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from cmdvid.video import ClipSpec
 
-FOLDER = Path(__file__).parents[2] / "configs" / "protocols"
+FOLDER = Path(__file__).parent / "presets"
 Measure = Literal["fvd", "fvd_shapes", "clipsim", "inception", "motion"]
 WITH_REALS = ("fvd", "fvd_shapes")  # compared with real clips; the others look at one clip alone
 
@@ -82,7 +82,7 @@ def read_protocol(name: str) -> Protocol:
     """Read a protocol.
 
     Args:
-        name: Of a preset in ``configs/protocols``, or a YAML file.
+        name: Of a preset in ``cmdvid/presets``, or a YAML file.
 
     Raises:
         ValueError: If there is none, or a setting is wrong; the message names it.

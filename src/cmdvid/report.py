@@ -17,6 +17,7 @@ COLUMNS = {  # score in the report to its heading in the table
     "strict": "strict",
     "psnr": "PSNR",
     "ssim": "SSIM",
+    "lpips": "LPIPS",
     "psnr_mean_frame": "mean-frame PSNR",
     "fvd": "FVD",
     "fvd_infinite": "FVD, n → ∞",
@@ -30,7 +31,7 @@ COLUMNS = {  # score in the report to its heading in the table
 }
 DISTANCES = tuple(COLUMNS)[list(COLUMNS).index("fvd") :]  # what a protocol measures
 PERCENT = ("colour", "motion", "shape", "all", "background", "valid", "strict", "frozen")
-FINE = {"ssim": 3, "clipsim": 4}  # digits, if not 2
+FINE = {"ssim": 3, "lpips": 3, "clipsim": 4}  # digits, if not 2
 COMPARED = ("protocol", "networks", "real")  # settings that two comparable reports share
 NOTE = (
     "Accuracies in %, PSNR in dB; in parentheses 95 % intervals: Wilson's for accuracies, normal "
@@ -59,10 +60,12 @@ class Report:
     Attributes:
         settings: What a reader needs to repeat it.
         scores: By test set, level and name.
+        notes: What the numbers lack.
     """
 
     settings: Mapping[str, Any]
     scores: Scores
+    notes: Sequence[str] = ()
 
     def to_json(self) -> str:
         """Write it for programs: ``report["scores"][test set][level][score]["value"]``."""
@@ -73,13 +76,14 @@ class Report:
             }
             for name, levels in self.scores.items()
         }
-        content = {"settings": dict(self.settings), "scores": scores}
+        content = {"settings": dict(self.settings), "scores": scores, "notes": list(self.notes)}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
         """Write it for people, each score with its interval."""
         settings = "\n".join(f"- {key}: {shown(value)}" for key, value in self.settings.items())
-        return f"# Evaluation\n\n{self.table()}\n{NOTE}\n\n## Settings\n\n{settings}\n"
+        notes = "".join(f"\n**Note:** {note}\n" for note in self.notes)
+        return f"# Evaluation\n\n{self.table()}{notes}\n{NOTE}\n\n## Settings\n\n{settings}\n"
 
     def cells(
         self, *, intervals: bool = True, scores: Sequence[str] = tuple(COLUMNS)
@@ -109,7 +113,8 @@ class Report:
             self.cells(intervals=False, scores=others),
             self.cells(intervals=True, scores=DISTANCES),
         ]
-        return "\n".join(markdown_table(lines) for lines in parts if len(lines[0]) > 3)
+        tables = [markdown_table(lines) for lines in parts if len(lines[0]) > 3]
+        return "\n".join([*tables, *(f"Note: {note}\n" for note in self.notes)])
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write ``report.json`` and ``report.md``, each whole or not at all."""
@@ -145,7 +150,7 @@ def read_report(path: str | Path) -> Report:
             }
             for name, levels in content["scores"].items()
         }
-        return Report(content["settings"], scores)
+        return Report(content["settings"], scores, content["notes"])
     except OSError as error:
         raise ValueError(f"{file}: no report can be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

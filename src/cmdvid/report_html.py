@@ -36,6 +36,7 @@ PAGE = """\
 <body>
 <h1>{title}</h1>
 {table}
+{lacks}
 <p>{note}</p>
 {clips}
 <h2>Settings</h2>
@@ -71,6 +72,7 @@ def write_page(
         title=escape(title),
         style=STYLE,
         table="\n".join(_table(lines) for lines in parts if len(lines[0]) > 3),
+        lacks="\n".join(f"<p><strong>{escape(note)}</strong></p>" for note in report.notes),
         note=escape(NOTE),
         clips="\n".join(_grid(name, some, fps) for name, some in samples.items() if some),
         settings="\n".join(

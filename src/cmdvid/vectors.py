@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 from cmdvid.manifest import digest
 from cmdvid.metrics.motion import dynamics, frame_difference
-from cmdvid.metrics.weights import digest as file_digest
+from cmdvid.metrics.weights import fetch, origin
 from cmdvid.types import ClipBatch
 
 BATCH = 8  # clips that a network sees at once
 SHARD = 8 * BATCH  # clips in a file: what an interrupted evaluation loses at most
-
+FILES = {"fvd": "i3d", "inception": "c3d", "clipsim": "clip"}  # of ``Weights``, by metric
+REPLACED = "replaced"  # among the vectors: 1 for a clip of another video than was asked for
 
 Reader: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
 """A metric's look at clips: uint8 "b 3 l h w" and their captions to vectors "b d"."""
@@ -46,12 +47,12 @@ class Weights:
 
     Attributes:
         i3d: Of FVD: I3D as TorchScript or state dict, or its URL.
-        c3d: Of the Inception Score: C3D as TorchScript.
+        c3d: Of the Inception Score: C3D as TorchScript, or its URL.
         clip: Of CLIPSIM: open_clip's ViT-B/32, a file or a tag of weights to download.
     """
 
-    i3d: str | None = None
-    c3d: str | None = None
+    i3d: str = "i3d.pt"
+    c3d: str = "c3d.pt"
     clip: str = "openai"
 
 
@@ -64,21 +65,44 @@ class Share:
     wait: Callable[[], object] = lambda: None
 
 
-def load_networks(
-    metrics: Sequence[str], weights: Weights, device: torch.device
-) -> dict[str, Network]:
-    """The networks of some metrics, on a device.
+class Networks(NamedTuple):
+    """The networks of some metrics."""
+
+    found: dict[str, Network]  # by metric
+    missing: dict[str, str]  # what the others need, by metric
+
+
+def load_networks(metrics: Sequence[str], weights: Weights, device: torch.device) -> Networks:
+    """The networks of some metrics, on a device, as far as their weights are there.
 
     Raises:
-        ValueError: If weights are missing or of another kind; tells which, and where they are.
+        ValueError: If a file that was asked for is missing or of another kind, or no metric has its
+            weights; tells which, and where they are.
     """
-    return {metric: _network(metric, weights, device) for metric in metrics}
+    found, missing = {}, {}
+    for metric in metrics:
+        try:
+            found[metric] = _network(metric, weights, device)
+        except ValueError as error:
+            if _asked_for(metric, weights):
+                raise
+            missing[metric] = f"give {FILES[metric]}: {error}"
+    if not found:
+        raise ValueError("\n".join(missing.values()))
+    return Networks(found, missing)
+
+
+def _asked_for(metric: str, weights: Weights) -> bool:
+    """Whether somebody named the weights of a metric, or put them where they are looked for."""
+    if (name := FILES.get(metric)) is None:
+        return True
+    source = getattr(weights, name)
+    return source != getattr(Weights, name) or os.path.exists(source)
 
 
 def _network(metric: str, weights: Weights, device: torch.device) -> Network:
+    from cmdvid.metrics import i3d, inception
     from cmdvid.metrics.clipsim import MODEL, load_clip
-    from cmdvid.metrics.i3d import load_i3d
-    from cmdvid.metrics.inception import load_c3d
     from cmdvid.metrics.shapes import ShapesFeatures
 
     if metric == "motion":
@@ -88,12 +112,16 @@ def _network(metric: str, weights: Weights, device: torch.device) -> Network:
         return Network(_alone(features), {"network": "oracle", "shapes": list(features.shapes)})
     if metric == "clipsim":
         clip = load_clip(weights.clip).to(device)
-        made_by = {"network": MODEL, "weights": _origin(weights.clip), "how": clip.preprocessing}
+        made_by = {"network": MODEL, "weights": origin(weights.clip), "how": clip.preprocessing}
         return Network(lambda x, captions: clip(x, captions)[:, None], made_by)
-    name, load = ("i3d", load_i3d) if metric == "fvd" else ("c3d", load_c3d)
-    path = getattr(weights, name)
-    network = load(path or f"{name}.pt").to(device)
-    return Network(_alone(network), {"network": type(network).__name__, "weights": _origin(path)})
+    if metric == "fvd":
+        path = fetch(weights.i3d, None, i3d.OFFERS)
+        network = i3d.load_i3d(path).to(device)
+    else:
+        path = fetch(weights.c3d, None, inception.OFFERS)
+        network = inception.load_c3d(path).to(device)
+    made_by = {"network": type(network).__name__, "weights": origin(str(path))}
+    return Network(_alone(network), made_by)
 
 
 def _alone(network: torch.nn.Module) -> Reader:
@@ -103,11 +131,6 @@ def _alone(network: torch.nn.Module) -> Reader:
 def _motion(clip: UInt8[Tensor, "b 3 l h w"], captions: Sequence[str]) -> Float[Tensor, "b 2"]:
     """Mean change from frame to frame, and dynamics."""
     return torch.stack([frame_difference(clip), dynamics(clip)], dim=1)
-
-
-def _origin(weights: str) -> str:
-    """The hash of a file, which its place does not change; a tag or URL as it is."""
-    return f"sha256:{file_digest(weights)}" if os.path.isfile(weights) else weights
 
 
 @torch.no_grad()
@@ -122,6 +145,7 @@ def read_vectors(
     device: torch.device,
     num_workers: int = 0,
     label: str = "clips",
+    replaced: Callable[[int], bool] = lambda row: False,
 ) -> dict[str, Float32[Tensor, "n _"]]:
     """The vectors of all clips by metric, in the order of the clips.
 
@@ -135,6 +159,8 @@ def read_vectors(
         device: Of the networks.
         num_workers: Processes that read clips.
         label: Of the progress bar.
+        replaced: Tells of a row that was read whether another video took its place; kept as the
+            vectors ``REPLACED``.
 
     Raises:
         ValueError: If a clip cannot be read, or a network cannot take it.
@@ -157,7 +183,9 @@ def read_vectors(
             clip = batch.clip.to(device)
             found.append({k: x.read(clip, texts).float().cpu() for k, x in networks.items()})
             if len(found) == SHARD // BATCH or not said:
-                _save(_shard(place, mine.pop(0)), _joined(found))
+                start = mine.pop(0)
+                marks = [[float(replaced(r))] for r in range(start, min(start + SHARD, num))]
+                _save(_shard(place, start), _joined(found) | {REPLACED: torch.tensor(marks)})
                 found = []
     share.wait()
     return _joined([_load(_shard(place, start)) for start in starts])

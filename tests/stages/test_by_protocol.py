@@ -125,7 +125,9 @@ def test_what_a_protocol_cannot_get_is_told_before_anything_is_generated(
 @pytest.mark.ddp
 def test_two_processes_share_the_work_and_find_the_same(here):
     main(command(here / "one"))
-    words = command(here / "two", "--trainer.devices=2", "--trainer.strategy=ddp")
+    # three batches of each process: the same six clips
+    both = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=1"]
+    words = command(here / "two", *both)
     subprocess.run(
         [sys.executable, "-m", "cmdvid", *words],
         env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(here / "other")},

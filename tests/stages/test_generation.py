@@ -291,7 +291,7 @@ def test_two_processes_write_and_report_what_one_does(pipeline, tmp_path):
         subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(SOURCE)})
     names = [sorted(path.name for path in (folder / "out").iterdir()) for folder in runs]
     assert names[0] == names[1]
-    assert len(names[0]) == 5 * 2 + 2
+    assert len(names[0]) == 5 * 3 + 2
     for name in ("out/contact_sheet.png", "out/000003-prompt-3-content.png"):
         pixels = [picture(folder / name) for folder in runs]
         assert np.abs(pixels[0] - pixels[1]).max() <= 1

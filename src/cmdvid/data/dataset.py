@@ -82,6 +82,10 @@ class ClipDataset(Dataset[ClipBatch]):
         """Files met so far, in all workers, that could not give a clip."""
         return self.unusable.count
 
+    def replaced(self, row: int) -> bool:
+        """Whether another video took the place of a row, once it was read, by any worker."""
+        return bool(self.unusable.marked[row % self.num_files])
+
     def __len__(self) -> int:
         assert isinstance(self.index, Sized)
         return len(self.index)

@@ -43,8 +43,8 @@ def fetch(source: str | Path, sha256: str | None, offers: tuple[Published, ...] 
     Downloads are kept in torch's hub folder (``$TORCH_HOME/hub/checkpoints``).
 
     Args:
-        source: A path, or a URL (http, https, file).
-        sha256: What the file must be; a URL needs it, unless it is one of ``offers``.
+        source: A path, or a URL (http, https, file), which may end in ``#sha256=HASH``.
+        sha256: What the file must be; a URL needs it, here or there, unless ``offers`` know it.
         offers: The files that would do, for the message if there is none.
 
     Raises:
@@ -53,7 +53,8 @@ def fetch(source: str | Path, sha256: str | None, offers: tuple[Published, ...] 
     """
     if "://" in str(source):
         known = {offer.url: offer.sha256 for offer in offers}
-        path = _downloaded(str(source), sha256 or known.get(str(source)))
+        url, _, pinned = str(source).partition("#sha256=")
+        path = _downloaded(url, sha256 or pinned or known.get(url))
     else:
         path = Path(source)
         if not path.is_file():
@@ -77,6 +78,17 @@ def digest(path: str | Path) -> str:
         while block := file.read(2**20):
             found.update(block)
     return found.hexdigest()
+
+
+def origin(source: str | Path) -> str:
+    """What a report says of weights: the hash of a file or URL, which tells not where it is.
+
+    A URL without one in it stays as it is, and so does a tag.
+    """
+    if (path := Path(source)).is_file():
+        return f"sha256:{digest(path)}"
+    _, pinned, sha256 = str(source).partition("#sha256=")
+    return f"sha256:{sha256.lower()}" if pinned else str(source)
 
 
 def read_weights(path: Path) -> torch.jit.ScriptModule | dict[str, Tensor]:
@@ -135,8 +147,8 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], *, source: str | Pat
 def _downloaded(url: str, sha256: str | None) -> Path:
     if not sha256:
         raise ValueError(
-            f"{url}: give the SHA-256 of the file too: scores depend on it, and what lies behind a "
-            "URL may change"
+            f"{url}: give the SHA-256 of the file too, as {url}#sha256=HASH: scores depend on it, "
+            "and what lies behind a URL may change"
         )
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / f"{sha256.lower()[:12]}-{Path(urlparse(url).path).name}"

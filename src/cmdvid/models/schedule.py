@@ -43,6 +43,12 @@ def own_settings(scheduler: Any) -> dict[str, Any]:
     return {k: config[k] for k, p in parameters.items() if k in config and config[k] != p.default}
 
 
+def described(scheduler: Any) -> str:
+    """Class and own settings of a scheduler, as Python would write them."""
+    given = ", ".join(f"{name}={value!r}" for name, value in own_settings(scheduler).items())
+    return f"{type(scheduler).__name__}({given})"
+
+
 def follow(trained: Any, wanted: Any) -> SchedulerMixin:
     """A scheduler of the wanted class for a model trained with another one.
 

@@ -16,6 +16,7 @@ from cmdvid.protocols import read_protocol
 from cmdvid.report import Interval
 from cmdvid.sheet import captions_of
 from cmdvid.stages.level_clips import LevelClips, StoredClips
+from cmdvid.stages.test_sets import loaders_of
 from cmdvid.types import ClipBatch, Condition
 from cmdvid.vectors import Share, Weights
 
@@ -25,7 +26,7 @@ class ByProtocol:
     """How ``test`` measures beside its judge.
 
     Attributes:
-        protocol: A preset of configs/protocols, or a YAML file.
+        protocol: A preset, such as ucf101-2048, or a YAML file.
         weights: Files of the networks that its metrics need.
         cache: Folder where features of real clips are kept (default: ~/.cache/cmdvid/evaluation).
     """
@@ -69,13 +70,10 @@ class ProtocolTest:
                 f"{protocol.name} has clips of stride {protocol.spec.stride} and fps "
                 f"{protocol.spec.fps}, data.spec of {spec.stride} and {spec.fps}: make them equal"
             )
-        loaders = cast(Any, trainer.test_dataloaders)
-        loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
-        for name, loader, batches in zip(
-            self.indexes, loaders, trainer.num_test_batches, strict=True
-        ):
+        limits = trainer.num_test_batches
+        for name, loader, batches in zip(self.indexes, loaders_of(trainer), limits, strict=True):
             most = int(batches * (loader.batch_size or 1) * trainer.world_size)
-            if (count := min(len(loader.dataset), most)) < protocol.num_samples:
+            if (count := min(len(cast(Any, loader.dataset)), most)) < protocol.num_samples:
                 raise ValueError(
                     f"{protocol.name} needs {protocol.num_samples} generated clips, but test set "
                     f"{name} makes {count}: give more videos, raise trainer.limit_test_batches, or "
@@ -122,6 +120,11 @@ class ProtocolTest:
             return {}
         found = {level: evaluator.scores(real, [each]) for level, each in vectors.items()}
         return {REAL: evaluator.floor(real)} | found
+
+    def notes(self) -> list[str]:
+        """What the numbers lack."""
+        lost = [f"{name}: {note}" for name, real in self.reals.items() for note in real.notes()]
+        return self.evaluator.unmeasured() + lost
 
     def settings(self) -> dict[str, Any]:
         """What a reader needs to make the scores again."""

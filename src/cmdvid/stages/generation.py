@@ -11,14 +11,17 @@ from torchmetrics import Metric
 
 from cmdvid.evaluation import GENERATED, LEVELS, MOTION, REAL, RECONSTRUCTION, Scoreboard
 from cmdvid.manifest import commit, digest, source_digest, versions, weights_digests
+from cmdvid.metrics.lpips import load_lpips
 from cmdvid.metrics.pixels import to_uint8
-from cmdvid.models.schedule import follow, own_settings
+from cmdvid.metrics.weights import origin
+from cmdvid.models.schedule import described, follow
 from cmdvid.report import Report, log_scores
 from cmdvid.report_html import Shown, write_page
 from cmdvid.sheet import Samples, file_name
 from cmdvid.stages.by_protocol import ByProtocol, ProtocolTest
 from cmdvid.stages.level_clips import LevelClips, sample_names, select
 from cmdvid.stages.noise import sample_generators
+from cmdvid.stages.test_sets import replaced_videos, told
 from cmdvid.types import ClipBatch, Condition, GeneratedBatch, PromptBatch
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ class GenerationStage(LightningModule):
         judge: Metric of captioned clips, such as cmdvid.metrics.shapes.ShapesAccuracy. Without it
             or a protocol ``test`` reports reconstruction alone, and generates what the sheet shows.
         evaluation: A protocol to measure by, such as FVD on 2,048 clips.
+        lpips: torchvision's AlexNet, file or URL#sha256=HASH, to measure reconstructions by LPIPS.
         report: Folder of the report; "eval" in the run's folder by default.
     """
 
@@ -58,6 +62,7 @@ class GenerationStage(LightningModule):
         seed: int = 0,
         judge: Metric | None = None,
         evaluation: ByProtocol | None = None,
+        lpips: str | None = None,
         report: str | None = None,
     ):
         super().__init__()
@@ -74,7 +79,7 @@ class GenerationStage(LightningModule):
         }
         self.scheduler = scheduler
         self.pipeline, self.seed, self.judge = pipeline, seed, judge
-        self.evaluation, self.report = evaluation, report
+        self.evaluation, self.lpips, self.report = evaluation, lpips, report
 
     def setup(self, stage: str) -> None:
         """Load the pipeline; not a submodule, so no checkpoint would ever hold it.
@@ -121,16 +126,24 @@ class GenerationStage(LightningModule):
         self.test_names = list(getattr(cast(Any, self.trainer).datamodule, "test_names", ["val"]))
         if len(self.test_names) != (num := len(self.trainer.num_test_batches)):
             raise ValueError(f"{num} test sets need {num} names, got {', '.join(self.test_names)}")
-        self.scoreboard = Scoreboard(self.test_names, judge=self.judge, device=self.device)
+        how = {"judge": self.judge, "lpips": load_lpips(self.lpips) if self.lpips else None}
+        self.scoreboard = Scoreboard(self.test_names, **how, device=self.device)
         self.samples = {name: Samples() for name in self.test_names}
         self.folder = Path(self.report or Path(self.trainer.default_root_dir) / "eval")
-        self.made_of = self._settings() | {"precision": str(self.trainer.precision)}
+        self.made_of = {  # all that makes a clip, beside its condition
+            **self.sampling,
+            "scheduler": None if self.scheduler is None else described(self.scheduler),
+            "seed": self.seed,
+            "weights": weights_digests(self.pipeline),
+            "precision": str(self.trainer.precision),
+        }
         key = digest(self.made_of | {"source": source_digest()})[:12]
         places = {name: self.folder / f"clips-{key}" / file_name(name) for name in self.test_names}
         self.clips = {name: LevelClips(place, LEVELS[1:]) for name, place in places.items()}
         self.by_protocol = None
-        if how := self.evaluation:
-            self.by_protocol = ProtocolTest(how, self.trainer, self.device, self.sampling)
+        if self.evaluation:
+            given = (self.evaluation, self.trainer, self.device, self.sampling)
+            self.by_protocol = ProtocolTest(*given)
 
     def test_step(
         self, batch: ClipBatch, batch_idx: int, dataloader_idx: int = 0
@@ -167,16 +180,21 @@ class GenerationStage(LightningModule):
         scores = self.scoreboard.scores()
         settings = {"pipeline": self.pipeline, **self.made_of}
         settings["judge"] = None if self.judge is None else type(self.judge).__name__
+        settings["lpips"] = origin(self.lpips) if self.lpips else None
         settings["clips"] = {k: levels[RECONSTRUCTION]["psnr"].n for k, levels in scores.items()}
+        settings["replaced"] = lost = replaced_videos(self.trainer, self.test_names)
+        notes = told(lost)
         if self.by_protocol is not None:
             for name, levels in scores.items():
                 found = self.by_protocol.scores(name, self.clips[name], self.folder)
                 scores[name] = {k: levels.get(k, {}) | found.get(k, {}) for k in LEVELS}
             settings |= self.by_protocol.settings()
+            notes += self.by_protocol.notes()
         for samples in self.samples.values():
             samples.gather()
         if self.trainer.is_global_zero:
-            self._write(Report(settings | {"versions": versions(), "commit": commit()}, scores))
+            settings |= {"versions": versions(), "commit": commit()}
+            self._write(Report(settings, scores, notes))
 
     def _write(self, report: Report) -> None:
         """The report, the sheets and the page."""
@@ -231,18 +249,3 @@ class GenerationStage(LightningModule):
         generators = sample_generators(self.seed, torch.as_tensor(batch.index))
         condition = cast(Condition, batch.condition)
         return self.pipe(condition, **self.sampling, generator=generators, content=content)
-
-    def _settings(self) -> dict[str, Any]:
-        """What makes a generated clip, beside its condition."""
-        return {
-            **self.sampling,
-            "scheduler": None if self.scheduler is None else _described(self.scheduler),
-            "seed": self.seed,
-            "weights": weights_digests(self.pipeline),
-        }
-
-
-def _described(scheduler: SchedulerMixin) -> str:
-    """Class and settings of a scheduler, as Python would write them."""
-    given = ", ".join(f"{name}={value!r}" for name, value in own_settings(scheduler).items())
-    return f"{type(scheduler).__name__}({given})"
