@@ -79,6 +79,19 @@ def test_a_folder_of_clips_becomes_a_report_that_says_what_made_it(here, capsys)
     assert list((here / "cache" / "cmdvid" / "evaluation").iterdir())
 
 
+def test_without_weights_the_rest_is_measured_and_the_report_says_which_file_to_give(here, capsys):
+    (here / "q.yaml").write_text(PROTOCOL.replace("fvd_shapes", "fvd"))
+    main(command(here / "a", protocol=str(here / "q.yaml")))
+    assert "Note: fvd is not measured; give i3d: i3d.pt: no such file" in capsys.readouterr().out
+    report = json.loads((here / "a" / "report.json").read_text())
+    assert "dynamics" in report["scores"]["q"]["generated"]
+    assert "fvd" not in report["scores"]["q"]["generated"]
+    (note,) = report["notes"]
+    assert "i3d_torchscript.pt" in note
+    for kind in ("md", "html"):
+        assert "fvd is not measured; give i3d" in (here / "a" / f"report.{kind}").read_text()
+
+
 def test_two_reports_are_compared_or_refused(here, capsys):
     main(command(here / "a"))
     main(command(here / "b", generated="clips"))

@@ -66,6 +66,19 @@ def test_reconstruction_stands_beside_the_mean_frame(clips):
         23, abs=1
     )  # uniform noise in half a unit
     assert found["ssim"].n == 4
+    assert "lpips" not in found
+
+
+def test_reconstruction_has_lpips_where_it_is_given(clips):
+    class Darker(torch.nn.Module):
+        def forward(self, image, reference):
+            return (image - reference).mean(dim=(1, 2, 3))
+
+    board = Scoreboard(["val"], judge=None, lpips=Darker(), device=torch.device("cpu"))
+    board.update("val", {k: clips[k] for k in ("real", "reconstruction")}, torch.arange(4))
+    found = board.scores()["val"]["reconstruction"]
+    assert found["lpips"].value == pytest.approx(0.02, rel=1e-3)
+    assert found["lpips"].n == 4
 
 
 def test_fractions_have_wilson_intervals():

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from cmdvid.data.clip_folder import ClipFolder
 from cmdvid.data.scene import ShapeAttributes, render
-from cmdvid.draws import draw, listing
+from cmdvid.draws import draw, halves, listing
 from cmdvid.evaluation import frechet_scores
 from cmdvid.evaluator import Evaluator
 from cmdvid.protocols import Protocol
@@ -75,6 +75,43 @@ def test_the_floor_is_that_of_other_videos_at_the_same_n(videos, tmp_path):
     assert evaluator(tmp_path).floor(few)["fvd_shapes"].n == 5  # halves
 
 
+def test_halves_of_a_floor_have_no_video_in_common(videos):
+    settings = {"metrics": ("motion",), "num_samples": 15, "several_windows": True}
+    found = draw(Rows(videos[:9]), Protocol("p", spec=PROTOCOL.spec, **settings))
+    assert len(set(found.videos)) == 9
+    rows = torch.arange(15)[:, None]
+    one, other = (
+        [found.videos[i] for i in half["row"]] for half in halves({"row": rows}, found.videos)
+    )
+    assert len(one) == len(other) == 6
+    assert not set(one) & set(other)
+    assert halves({"row": rows}, ["the same"] * 15) is None
+
+
+def test_videos_that_come_again_are_in_one_set_of_the_floor(videos, tmp_path):
+    again = Rows([*videos[:10], *videos[:10]])  # as an index of windows names them
+    floor = evaluator(tmp_path).real(again).floor
+    assert len(floor[0]["motion"]) <= 5
+
+
+def test_real_clips_that_could_not_be_read_are_counted_once_and_for_all(videos, tmp_path):
+    rows = Rows(videos[:20])
+    bad = str(tmp_path / "bad.mp4")
+    Path(bad).write_bytes(b"no video")
+    drawn = {entry.path for entry in draw(rows, PROTOCOL).clips.index.entries}
+    broken = [e._replace(path=bad) if e.path == min(drawn) else e for e in rows]
+    real = evaluator(tmp_path / "cache").real(Rows(broken))
+    assert (real.settings["asked"], real.settings["read"]) == (10, [9])
+    assert real.notes() == [
+        "1 of 10 real clips could not be read, and clips of other videos took their places"
+    ]
+    assert evaluator(tmp_path / "cache").real(Rows(broken)).settings["read"] == [
+        9
+    ]  # from the cache
+    whole = evaluator(tmp_path / "cache").real(rows)
+    assert (whole.settings["read"], whole.notes()) == ([10], [])
+
+
 def test_real_clips_are_read_once_for_all_models(videos, tmp_path):
     first = evaluator(tmp_path).real(videos)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
@@ -103,6 +140,8 @@ def test_clips_of_arrays_can_be_the_real_side(videos, tmp_path):
     folder = ClipFolder(tmp_path / "real", num_frames=L, image_size=SIZE)
     real = evaluator(tmp_path / "cache").real(folder)
     assert len(real.draws[0]["fvd_shapes"]) == 10
+    one, other = real.floor
+    assert not torch.equal(one["motion"], other["motion"])  # kept apart from the first draw
     with pytest.raises(ValueError, match="clips are needed, found 24"):
         draw(folder, PROTOCOL, skip=20)
 

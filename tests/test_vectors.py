@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cmdvid import vectors
+from cmdvid.metrics.weights import digest
 from cmdvid.types import ClipBatch
 from cmdvid.vectors import Network, Share, Weights, load_networks, read_vectors
 
@@ -80,7 +81,8 @@ def test_processes_share_the_work(tmp_path):
                 rows = torch.arange(start, min(start + 64, 200))
                 value = torch.stack([rows.float() % 256, torch.zeros(len(rows))], dim=1)
                 (folder,) = tmp_path.iterdir()
-                vectors._save(folder / f"{start:08d}.safetensors", {"grey": value})
+                found = {"grey": value, vectors.REPLACED: value[:, 1:]}
+                vectors._save(folder / f"{start:08d}.safetensors", found)
 
     found = read(one, tmp_path, share=Share(0, 2, wait))
     assert sorted(one.read) == [*range(64), *range(128, 192)]
@@ -95,31 +97,42 @@ def test_a_broken_file_is_named(tmp_path):
         read(Clips(3), tmp_path)
 
 
-def test_missing_or_wrong_weights_say_what_is_needed(tmp_path):
-    with pytest.raises(ValueError, match=r"i3d\.pt: no such file; download one of these"):
+def test_missing_or_wrong_weights_say_what_is_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"give i3d: i3d\.pt: no such file; download one of these"):
         load_networks(["fvd"], Weights(), CPU)
+    found, missing = load_networks(["fvd", "motion"], Weights(), CPU)
+    assert list(found) == ["motion"]
+    assert "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2" in missing["fvd"]
     with pytest.raises(ValueError, match=r"nowhere/c3d\.pt: no such file"):
         load_networks(["inception"], Weights(c3d="nowhere/c3d.pt"), CPU)
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt: not the weights of I3D"):
         load_networks(["fvd"], Weights(i3d=str(tmp_path / "other.pt")), CPU)
+    (tmp_path / "other.pt").rename(tmp_path / "i3d.pt")  # where it is looked for
+    with pytest.raises(ValueError, match=r"i3d\.pt: not the weights of I3D"):
+        load_networks(["fvd", "motion"], Weights(), CPU)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, on TorchScript
-def test_a_network_is_told_by_the_hash_of_its_file(tmp_path):
+def test_a_network_is_told_by_the_hash_of_its_file(tmp_path, monkeypatch):
     class C3D(torch.nn.Module):
         def forward(self, clip: torch.Tensor) -> torch.Tensor:
             return torch.full([clip.shape[0], 101], 1 / 101)
 
     torch.jit.script(C3D()).save(str(tmp_path / "c3d.pt"))
-    network = load_networks(["inception"], Weights(c3d=str(tmp_path / "c3d.pt")), CPU)["inception"]
-    assert network.made_by["weights"].startswith("sha256:")
+    made = tmp_path / "c3d.pt"
+    network = load_networks(["inception"], Weights(c3d=str(made)), CPU).found["inception"]
+    assert network.made_by["weights"] == f"sha256:{digest(made)}"
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    url = f"{made.as_uri()}#sha256={digest(made)}"
+    assert load_networks(["inception"], Weights(c3d=url), CPU).found["inception"][1] == network[1]
     clip = torch.zeros(2, 3, 16, 8, 8, dtype=torch.uint8)
     assert network.read(clip, ["", ""]).shape == (2, 101)
 
 
 def test_motion_and_the_stand_in_need_no_file():
-    networks = load_networks(["motion", "fvd_shapes"], Weights(), CPU)
+    networks = load_networks(["motion", "fvd_shapes"], Weights(), CPU).found
     clip = torch.zeros(2, 3, 4, 24, 24, dtype=torch.uint8)
     clip[1, :, ::2] = 100
     moved = networks["motion"].read(clip, ["", ""])

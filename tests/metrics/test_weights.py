@@ -65,6 +65,7 @@ def test_a_url_needs_a_hash_unless_it_is_known(file, site):
     url = f"{site}/weights.pt"
     with pytest.raises(ValueError, match="give the SHA-256"):
         fetch(url, None)
+    assert fetch(f"{url}#sha256={digest(file)}", None).is_file()
     offer = Published("a network", url, sha256=digest(file))
     assert fetch(url, None, (offer,)).is_file()
 

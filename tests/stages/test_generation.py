@@ -27,6 +27,7 @@ from cmdvid.models.codecs import PixelCodec
 from cmdvid.models.conditioning import TextConditioner
 from cmdvid.models.content_dit import ContentDiT
 from cmdvid.models.motion_dit import MotionDiT
+from cmdvid.models.schedule import described
 from cmdvid.pipeline import CMDPipeline
 from cmdvid.stages.generation import GenerationStage, sample_generators
 from cmdvid.types import ClipBatch, PromptBatch
@@ -317,7 +318,7 @@ def test_a_scheduler_samples_both_models_on_their_own_noise_schedules(pipeline, 
         torch.testing.assert_close(
             sampler.alphas_cumprod, trained.alphas_cumprod, atol=1e-6, rtol=1e-5
         )
-    assert model._settings()["scheduler"] == "DPMSolverMultistepScheduler(solver_order=3)"
+    assert described(model.scheduler) == "DPMSolverMultistepScheduler(solver_order=3)"
     for scheduler, message in (
         (HeunDiscreteScheduler(), "Heun.* cannot follow the noise schedule of DDIMScheduler"),
         (FlowMatchEulerDiscreteScheduler(), "FlowMatch.* has no alphas_cumprod"),

@@ -126,8 +126,8 @@ class GenerationStage(LightningModule):
         self.test_names = list(getattr(cast(Any, self.trainer).datamodule, "test_names", ["val"]))
         if len(self.test_names) != (num := len(self.trainer.num_test_batches)):
             raise ValueError(f"{num} test sets need {num} names, got {', '.join(self.test_names)}")
-        how = {"judge": self.judge, "lpips": load_lpips(self.lpips) if self.lpips else None}
-        self.scoreboard = Scoreboard(self.test_names, **how, device=self.device)
+        using = {"judge": self.judge, "lpips": load_lpips(self.lpips) if self.lpips else None}
+        self.scoreboard = Scoreboard(self.test_names, **using, device=self.device)
         self.samples = {name: Samples() for name in self.test_names}
         self.folder = Path(self.report or Path(self.trainer.default_root_dir) / "eval")
         self.made_of = {  # all that makes a clip, beside its condition
@@ -141,9 +141,8 @@ class GenerationStage(LightningModule):
         places = {name: self.folder / f"clips-{key}" / file_name(name) for name in self.test_names}
         self.clips = {name: LevelClips(place, LEVELS[1:]) for name, place in places.items()}
         self.by_protocol = None
-        if self.evaluation:
-            given = (self.evaluation, self.trainer, self.device, self.sampling)
-            self.by_protocol = ProtocolTest(*given)
+        if how := self.evaluation:
+            self.by_protocol = ProtocolTest(how, self.trainer, self.device, self.sampling)
 
     def test_step(
         self, batch: ClipBatch, batch_idx: int, dataloader_idx: int = 0
@@ -172,8 +171,7 @@ class GenerationStage(LightningModule):
                 return
             with self.trainer.precision_plugin.test_step_context():
                 clips = self._levels(batch, name)
-        index = torch.as_tensor(batch.index)
-        samples.add(index, cast(Condition, batch.condition), clips)
+        samples.add(torch.as_tensor(batch.index), cast(Condition, batch.condition), clips)
 
     def on_test_epoch_end(self) -> None:
         """Join the scores of all processes; the first writes the report and the sheets."""
