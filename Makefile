@@ -16,7 +16,7 @@ VERBS   := fit validate test predict encode export prepare evaluate profile slur
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo eval test test-all test-slurm check format docs clean
+.PHONY: help setup demo eval test test-all test-slurm slurm check format docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,12 +88,22 @@ test: setup  ## the tests without the slow ones, under ten minutes on two cores
 test-all: setup  ## every test
 	$(BIN)/python -m pytest -m ''
 
-test-slurm: setup  ## jobs on a real Slurm, which is installed if it is not there; Debian, root
-	@for program in slurmctld slurmd sbatch munged ip; do \
-	  command -v $$program > /dev/null || { apt-get update && apt-get install -y \
-	    --no-install-recommends slurmctld slurmd slurm-client munge iproute2; break; }; \
-	done
+test-slurm: slurm setup  ## jobs on a real Slurm, which is installed if it is not there; Debian, root
 	$(BIN)/python -m pytest -m '' -rs --durations=15 -s tests/slurm
+
+# Not a service: the tests start daemons of their own, as root, in namespaces.
+SLURM := slurmctld slurmd slurm-client munge iproute2
+slurm:
+	@[ "$$(id -u)" = 0 ] || { echo 'only root can start the daemons of a cluster' >&2; exit 1; }; \
+	PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
+	for program in slurmctld slurmd sbatch munged ip; do \
+	  command -v $$program > /dev/null || missing="$$missing $$program"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	command -v apt-get > /dev/null || { \
+	  echo "not installed:$$missing; on Debian they are in: $(SLURM)" >&2; exit 1; }; \
+	apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $(SLURM)
 
 check: setup  ## lint, format and types; changes nothing
 	$(BIN)/ruff check .

@@ -45,10 +45,11 @@ trainer:
 
 
 class Kill(Callback):
-    """Signals this process and its workers in the n-th batch of training or validation."""
+    """Signals this process and its workers in the n-th batch of training, validation, encoding."""
 
-    def __init__(self, name: str, *, train: int = -1, val: int = -1):
+    def __init__(self, name: str, *, train: int = -1, val: int = -1, encode: int = -1):
         self.number, self.train, self.val = getattr(signal, name), train, val
+        self.encode = encode
 
     def on_train_batch_start(self, trainer, stage, batch, batch_idx):
         if trainer.fit_loop.epoch_loop.total_batch_idx == self.train:
@@ -56,6 +57,10 @@ class Kill(Callback):
 
     def on_validation_batch_start(self, trainer, stage, batch, batch_idx, dataloader_idx=0):
         if batch_idx == self.val:
+            self.send()
+
+    def on_predict_batch_start(self, trainer, stage, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == self.encode:
             self.send()
 
     def send(self):
@@ -89,7 +94,7 @@ def fit(data, monkeypatch):
     monkeypatch.setenv("CMDVID_PREEMPTIBLE", "1")
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
 
-    def run(name: str, *words: str, kill: dict | None = None) -> int:
+    def run(name: str, *words: str, kill: dict | None = None, verb: str = "fit") -> int:
         folder = data / name
         folder.mkdir(exist_ok=True)
         monkeypatch.chdir(folder)
@@ -100,7 +105,7 @@ def fit(data, monkeypatch):
         checkpoint = "lightning.pytorch.callbacks.ModelCheckpoint"
         callbacks.append({"class_path": checkpoint, "init_args": keep})
         LISTENER.noted = Notice.NONE
-        words = ("fit", "--config", "ae.yaml", "--trainer.default_root_dir", ".", *words)
+        words = (verb, "--config", "ae.yaml", "--trainer.default_root_dir", ".", *words)
         try:
             main([*words, "--trainer.callbacks", json.dumps(callbacks)])
         except SystemExit as error:
@@ -159,6 +164,19 @@ def test_accumulated_gradients_are_not_lost(data, fit):
 def test_a_training_that_is_done_anyway_ends_by_itself(data, fit):
     assert fit("done", "--trainer.max_steps", "2", kill={"name": "SIGUSR1", "train": 1}) == 0
     assert end_of(data / "done")["state_dict"]["autoencoder.measured"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGUSR1", 75), ("SIGTERM", 143)])
+def test_a_stopped_encoding_goes_on_with_what_is_missing(data, fit, name, code):
+    words = ["--frames_only", "true", "--shard_size", "1", "--out", "frames"]
+    assert fit(f"encode-{name}", *words, verb="encode", kill={"name": name, "encode": 2}) == code
+    first = {path: path.stat().st_mtime_ns for path in Path("frames").glob("*/*.safetensors")}
+    assert sorted(map(str, first)) == [f"frames/train/00000{n}.safetensors" for n in range(3)]
+    assert not Path("frames/manifest.json").exists()
+    assert fit(f"encode-{name}", *words, verb="encode") == 0
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert len(list(Path("frames").glob("*/*.safetensors"))) == 4 + 3
+    assert Path("frames/manifest.json").is_file()
 
 
 def test_loader_workers_outlive_the_signal(data, fit):

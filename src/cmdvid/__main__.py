@@ -195,8 +195,8 @@ def _run(verb: str, argv: list[str]) -> None:
 
 
 def _run_stage(argv: list[str]) -> None:
-    """Run one of Lightning's verbs; a training listens for the end of its job from here on."""
-    if argv[0] == "fit" and expected():
+    """Run one of Lightning's verbs; what can go on later listens for the end of its job."""
+    if argv[0] in ("fit", "encode") and expected():
         LISTENER.listen()
     try:
         from cmdvid.cli import main as run_stage

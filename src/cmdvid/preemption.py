@@ -49,6 +49,31 @@ class Preemption(Callback):
         """Look during validation too; the rest of it is left out when the run goes on."""
         self._look(trainer, pl_module)
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM back here too, for `encode`, which predicts."""
+        LISTENER.listen()
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Leave `encode`, each process for itself, for they have different numbers of batches.
+
+        Nothing is saved: shards are written whole, and the next run goes on with what is missing.
+
+        Raises:
+            SystemExit: If this process has noted a signal.
+        """
+        if (notice := LISTENER.noted) != Notice.NONE:
+            LISTENER.ignore()
+            print(f"stopped by a signal on process {trainer.global_rank}", flush=True)
+            raise SystemExit(notice.exit_code)
+
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Agree, save, leave.
 

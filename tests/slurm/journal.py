@@ -41,6 +41,12 @@ class Journal(Callback):
         }
         with (self.folder / f"{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self._sleep(trainer)
+
+    def on_predict_batch_end(self, trainer, stage, outputs, batch, batch_idx, dataloader_idx=0):
+        self._sleep(trainer)
+
+    def _sleep(self, trainer):
         time.sleep(self.seconds if trainer.global_rank == 0 else self.seconds / 10)
 
     def on_train_end(self, trainer, stage):

@@ -41,6 +41,29 @@ while :; do sleep 0.1; done"""
     assert slurm.show(job, "Restarts") == "1"
 
 
+def test_a_stopped_encoding_is_requeued_and_so_is_a_killed_one_that_got_further(
+    stub, slurm, capsys
+):
+    """Each start writes a shard; the third is killed before it has, and is not started again."""
+    body = """
+echo "start: $*"
+shard() { mkdir -p frames/train; touch frames/train/$1; }
+case ${SLURM_RESTART_COUNT:-0} in
+  0) trap 'shard 0; exit 75' USR1; while :; do sleep 0.1; done;;
+  1) shard 1;;
+esac
+kill -KILL $$"""
+    words = ["encode", "--config", "ae.yaml", "--frames_only", "true", "--out", "frames"]
+    (job,) = stub(capsys, body, *words)
+    slurm.until(lambda: "start" in log_of(job))
+    slurm.run("scancel", "--signal=USR1", job)
+    assert slurm.wait(job) == ["FAILED"]
+    assert slurm.show(job, "Restarts") == "2"
+    starts = {line for line in log_of(job).splitlines() if line.startswith("start")}
+    assert len(starts) == 1  # the same command line each time
+    assert "--ckpt" not in starts.pop()
+
+
 def test_a_job_is_not_started_again_for_ever(stub, slurm, capsys):
     (job,) = stub(capsys, "exit 75", *FIT, max_restarts=1)
     assert slurm.wait(job) == ["FAILED"]

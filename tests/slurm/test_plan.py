@@ -54,10 +54,20 @@ def test_a_script_says_where_what_and_how_often(project, capsys):
     assert not Path("runs").exists()
 
 
-def test_only_trainings_are_told_to_save(project, capsys):
+def test_what_begins_anew_is_not_told_to_stop(project, capsys):
     text = printed(capsys, "validate", "--config", "ae.yaml", *DRY)
     assert "--signal" not in text
     assert "last=''" in text
+    assert "growing=()" in text
+
+
+def test_an_encoding_is_told_to_stop_and_goes_on_in_its_folder(project, capsys):
+    words = ["encode", "--config", "ae.yaml", "--frames_only", "true", "--out", "my frames", *DRY]
+    text = printed(capsys, *words)
+    assert "#SBATCH --signal=USR1@120\n" in text
+    assert "growing=('my frames/train' 'my frames/val')" in text
+    message = refused(capsys, *words, "--overwrite", "true")
+    assert "remove my frames yourself" in message
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,10 @@ def real(project, slurm, monkeypatch):
     return submit
 
 
-def callbacks(folder: str, seconds: float = 0.0) -> list[str]:
+def callbacks(folder: str, seconds: float = 0.0, *, every: int | None = None) -> list[str]:
     """A journal, and a checkpoint beside it."""
     keep = {"dirpath": folder, "save_last": True, "save_top_k": 0, "enable_version_counter": False}
+    keep["every_n_train_steps"] = every
     journal = {"folder": folder, "seconds": seconds}
     return ["--trainer.default_root_dir", folder, "--trainer.callbacks", json.dumps([
         {"class_path": "journal.Journal", "init_args": journal},
@@ -62,6 +63,13 @@ def log_of(job: str) -> str:
 
 def journal(folder: str, rank: int) -> list[dict]:
     return [json.loads(line) for line in Path(folder, f"{rank}.jsonl").read_text().splitlines()]
+
+
+def reached(folder: str) -> int:
+    """The last step that both ranks have done."""
+    if not all(Path(folder, f"{rank}.jsonl").is_file() for rank in (0, 1)):
+        return 0
+    return min(journal(folder, rank)[-1]["step"] for rank in (0, 1))
 
 
 def test_two_machines_train_one_model(real, slurm, capsys, monkeypatch):
@@ -110,6 +118,63 @@ def test_the_time_limit_requeues_a_training_that_goes_on_exactly(real, slurm, ca
             torch.load(f"limited/{rank}.pt"), torch.load(f"whole/{rank}.pt"), atol=0, rtol=0
         )
     assert {path.name for path in Path("limited").glob("*.ckpt*")} == {"last.ckpt"}
+
+
+ENDLESS = ["--trainer.max_steps", "1000", "--trainer.limit_val_batches", "0"]
+DDP = ["--trainer.strategy", "ddp", "--nodes", "2"]
+
+
+def test_a_cancelled_training_leaves_its_last_step(real, slurm, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    words = ["fit", "--config", "ae.yaml", *callbacks("cancelled", 0.5), *ENDLESS, *DDP]
+    ((_, job),) = real(capsys, *words).items()
+    slurm.until(lambda: reached("cancelled") >= 3, 300)
+    slurm.run("scancel", job)
+    assert slurm.wait(job) == ["CANCELLED"], log_of(job)
+    assert slurm.show(job, "Restarts") == "0"
+    saved = torch.load("cancelled/last.ckpt")
+    steps = [journal("cancelled", rank)[-1]["step"] for rank in (0, 1)]
+    assert steps == [saved["global_step"]] * 2, log_of(job)
+
+
+def test_a_lost_machine_costs_the_steps_since_the_last_checkpoint(real, slurm, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    words = ["fit", "--config", "ae.yaml", *callbacks("lost", 0.5, every=4), *ENDLESS, *DDP]
+    ((_, job),) = real(capsys, *words, "--trainer.max_steps", "16").items()
+    slurm.until(lambda: reached("lost") >= 6, 300)
+    slurm.node("crash", "node2")
+    try:
+        slurm.until(lambda: slurm.show(job, "Restarts") == "1", 90)
+    finally:
+        slurm.node("boot", "node2")
+    assert slurm.wait(job, seconds=300) == ["COMPLETED"], log_of(job)
+    for rank in (0, 1):
+        lines = journal("lost", rank)
+        first, second = ([x for x in lines if x["start"] == start] for start in (0, 1))
+        assert [line["step"] for line in second] == list(range(second[0]["step"], 17))
+        again = [line for line in first if line["step"] >= second[0]["step"]]
+        assert len(first) - len(again) in (4, 8, 12)  # went on from a checkpoint, the last one
+        assert len(again) < 4 + 1  # the step may be done, and its checkpoint not
+        for one, two in zip(again, second, strict=False):
+            assert (one["rows"], one["gradient"]) == (two["rows"], two["gradient"])
+
+
+def test_an_encoding_is_stopped_where_one_machine_waits_for_the_other(
+    real, slurm, capsys, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    words = ["encode", "--config", "ae.yaml", "--frames_only", "true", "--out", "frames"]
+    words += ["--shard_size", "2", *callbacks("encoding", 3.0), *DDP]
+    ((_, job),) = real(capsys, *words).items()
+    first, last = (Path(f"frames/{name}.safetensors") for name in ("train/000000", "val/000001"))
+    slurm.until(lambda: first.exists() and last.exists(), 300)  # all of the quick one's, and one
+    written = first.stat().st_mtime_ns
+    slurm.run("scancel", "--signal=USR1", job)
+    assert slurm.wait(job, seconds=300) == ["COMPLETED"], log_of(job)
+    assert slurm.show(job, "Restarts") == "1"
+    assert first.stat().st_mtime_ns == written
+    assert len(list(Path("frames").glob("*/*.safetensors"))) == 10
+    assert Path("frames/manifest.json").is_file()
 
 
 TINY = """

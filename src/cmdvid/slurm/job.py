@@ -41,6 +41,7 @@ class Job:
         devices: Processes on each node, one for each device.
         gpus: Whether the devices are GPUs.
         last: Checkpoint that a training writes and goes on from; none for other verbs.
+        cache: Folder of shards that `encode` writes, and goes on with; none for other verbs.
         array: If the job is one.
     """
 
@@ -50,6 +51,7 @@ class Job:
     devices: int = 1
     gpus: bool = True
     last: str | None = None
+    cache: str | None = None
     array: Array | None = None
 
     def __post_init__(self) -> None:
@@ -77,15 +79,23 @@ class Job:
             options="\n".join(f"#SBATCH {option}" for option in self._options(cluster)),
             setup=lines,
             last=shlex.quote(self.last or ""),
+            growing=shlex.join(self._growing),
             srun=f" {srun}" if srun else "",
             command=f"{command} {words}",
             max_restarts=cluster.max_restarts,
         )
         return text.replace("\n\n\n", "\n\n")
 
+    @property
+    def _growing(self) -> list[str]:
+        """Files and folders that change as the job gets further; none if it would begin anew."""
+        if self.cache is not None:
+            return [f"{self.cache}/train", f"{self.cache}/val"]
+        return [] if self.last is None else [self.last]
+
     def _options(self, cluster: Cluster) -> list[str]:
         options = []
-        if self.last is not None:  # only a training saves when it is told to
+        if self._growing:  # others would do all of it again
             options.append(f"--signal=USR1@{cluster.warning}")
         named = {"partition": cluster.partition, "account": cluster.account}
         options += [f"--{name}={value}" for name, value in named.items() if value is not None]

@@ -93,6 +93,7 @@ def _encode(autoencoder: Job, latents: str, trainer: dict[str, Any]) -> Job:
         nodes=autoencoder.nodes,
         devices=autoencoder.devices,
         gpus=autoencoder.gpus,
+        cache=latents,
     )
 
 

@@ -57,6 +57,7 @@ def plan(
         devices=devices,
         gpus=trainer["accelerator"] != "cpu",
         last=last,
+        cache=_cache(settings) if verb == "encode" else None,
     )
 
 
@@ -150,6 +151,20 @@ def last_checkpoint(settings: dict[str, Any]) -> str:
         "trainer.callbacks: a job that is started again needs a ModelCheckpoint with dirpath, "
         "save_last: true and enable_version_counter: false, to go on from its last.ckpt"
     )
+
+
+def _cache(settings: dict[str, Any]) -> str:
+    """The folder in which `encode` goes on when it is started again.
+
+    Raises:
+        ValueError: If each start would remove what the one before has written.
+    """
+    if settings["overwrite"]:
+        raise ValueError(
+            f"--overwrite: a job that is started again would begin anew each time; remove "
+            f"{settings['out']} yourself and leave the option out; nothing was submitted"
+        )
+    return settings["out"]
 
 
 def _count(devices: Any) -> int:
