@@ -22,7 +22,7 @@ SPEC = ClipSpec(num_frames=4, image_size=(16, 24))
 
 def break_files(folder, *names):
     for name in names:
-        (folder / name).write_bytes(b"")
+        (folder / name).write_text("<html>")
 
 
 def test_a_sample_is_a_clip_of_its_row(folder):
@@ -68,8 +68,8 @@ def test_a_bad_file_is_named_once_counted_and_replaced(folder, caplog):
         first = [data[0, i] for i in range(7)]
         second = [data[0, i] for i in range(7)]
     assert data.num_unusable == 2
-    assert caplog.text.count("left/1.mp4: the file is empty") == 1
-    assert caplog.text.count("right/0.mp4: the file is empty") == 1
+    assert caplog.text.count("left/1.mp4: an HTML or XML page") == 1
+    assert caplog.text.count("right/0.mp4: an HTML or XML page") == 1
     assert all(torch.equal(a.clip, b.clip) for a, b in zip(first, second, strict=True))
     assert [sample.index for sample in first] == list(range(7))
     # the replacement brings its own condition: grey tells the class
@@ -102,10 +102,10 @@ def test_samples_do_not_depend_on_workers_or_on_what_was_read_before(folder):
 def test_a_partly_damaged_file_gives_the_windows_that_it_can_whatever_was_read_before(
     folder, monkeypatch, caplog
 ):
-    def damaged_at_its_end(path, spec, position=0.5, part=None):
+    def damaged_at_its_end(path, spec, position, part, notice):
         if path.endswith("left/1.mp4") and position > 0.5:
             raise VideoError(f"{path}: damaged")
-        return read_clip(path, spec, position, part)
+        return read_clip(path, spec, position, part, notice)
 
     monkeypatch.setattr(dataset, "read_clip", damaged_at_its_end)
     index = VideoFolder(str(folder))
@@ -122,9 +122,9 @@ def test_strict_raises_for_bad_and_for_missing_files(folder):
     break_files(folder, "left/1.mp4")
     data = ClipDataset(VideoFolder(str(folder)), spec=SPEC, strict=True)
     data[0, 0]
-    with pytest.raises(VideoError, match=r"left/1.mp4: the file is empty"):
+    with pytest.raises(VideoError, match=r"left/1.mp4: an HTML or XML page"):
         data[0, 1]
-    with pytest.raises(VideoError, match=r"left/1.mp4: the file is empty"):
+    with pytest.raises(VideoError, match=r"left/1.mp4: an HTML or XML page"):
         list(DataLoader(data, batch_size=2, num_workers=1))
     (folder / "metadata.csv").write_text("file_name,text\nleft/0.mp4,a\ngone.mp4,b\n")
     with pytest.raises(ValueError, match=r"1 listed videos are missing .* strict: false"):
@@ -137,7 +137,7 @@ def test_all_files_unusable_is_an_error_that_names_folder_and_reasons(folder):
     with pytest.raises(ValueError, match=r"none of 7 videos tried \(of 7\) can give a") as caught:
         data[0, 4]
     assert f"{folder / 'right' / '0.mp4'}: " in str(caught.value)  # row 4
-    assert str(caught.value).count("the file is empty (0 bytes)") == 3
+    assert str(caught.value).count("an HTML or XML page, not a video; download it again") == 3
     assert data.num_unusable == 7
 
 
@@ -158,22 +158,26 @@ def test_a_file_that_the_disk_does_not_give_at_once_is_waited_for(folder):
 
 def test_each_unusable_file_has_one_line_in_the_report_of_all_processes(folder, tmp_path):
     name = "ü & \udcff.mp4"  # a name that is no text
-    (folder / "left" / name).write_text("<html>")
+    (folder / "left" / name).write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    (folder / "right" / "2.mp4").write_bytes(b"")  # known without reading it
     break_files(folder, "left/1.mp4", "right/0.mp4")
     index = VideoFolder(str(folder))
     for _ in range(2):  # as two processes, and as a second run
         data = ClipDataset(index, spec=SPEC, report=SkippedFiles(tmp_path / "new/skipped.jsonl"))
         loader = DataLoader(data, batch_size=1, sampler=ClipSampler(data), num_workers=2)
-        assert len(list(loader)) == 8
+        assert len(list(loader)) == 7
         with (tmp_path / "new/skipped.jsonl").open("a") as report:
             report.write('{"path": "cut sh\n')  # as on a full disk
     lines = (tmp_path / "new/skipped.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines if "cut sh" not in line]
-    paths = {str(folder / file) for file in ("left/1.mp4", "right/0.mp4", f"left/{name}")}
+    paths = {
+        str(folder / file) for file in ("left/1.mp4", "right/0.mp4", "right/2.mp4", f"left/{name}")
+    }
     assert sorted(row["path"] for row in rows) == sorted(paths)
     assert {row["reason"] for row in rows} == {
-        "the file is empty (0 bytes)",
         "an HTML or XML page, not a video; download it again",
+        "a Git LFS pointer, not a video; run `git lfs pull`",
+        "the file is empty (0 bytes)",
     }
     assert all(datetime.fromisoformat(row["first_seen"]).tzinfo for row in rows)
 
@@ -187,7 +191,7 @@ def test_too_large_a_share_of_bad_files_stops_the_run(folder, tmp_path):
         ValueError, match=r"3 of the \d videos .* data.max_bad_fraction \(0.01\)"
     ) as stop:
         list(loader)  # of 200 files, two would be allowed
-    assert "left/1.mp4: the file is empty (0 bytes)\n" in str(stop.value)
+    assert "left/1.mp4: an HTML or XML page, not a video; download it again\n" in str(stop.value)
     assert f"all of them are in {tmp_path / 'skipped.jsonl'}" in str(stop.value)
     with pytest.raises(ValueError, match=r"max_bad_fraction must lie in 0..1, got 2"):
         ClipDataset(VideoFolder(str(folder)), spec=SPEC, max_bad_fraction=2.0)

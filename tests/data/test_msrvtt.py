@@ -10,7 +10,7 @@ def folder(tmp_path):
     for name in ("video7010", "video7011", "video7012"):
         path = tmp_path / "videos" / "all" / f"{name}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_bytes(b"x")
     sentences = [
         {"caption": f"{word} {name}", "video_id": name, "sen_id": n}
         for n, (name, word) in enumerate(
