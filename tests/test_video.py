@@ -268,7 +268,7 @@ def test_a_short_video_stands_still_at_its_end_if_that_is_asked_for(tmp_path, na
 
 
 def test_interlaced_frames_are_taken_as_they_are(tmp_path):
-    """Both fields in one frame, whatever the file says of them, so that all files are read alike."""
+    """Both fields in one frame, whatever the file says, so that all files are read alike."""
     frames = numbered(8)
     frames[:, ::2] //= 2  # lines of the other field
     clips = []

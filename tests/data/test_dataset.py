@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from datetime import datetime
 from pathlib import Path
 from threading import Timer
@@ -170,9 +171,8 @@ def test_each_unusable_file_has_one_line_in_the_report_of_all_processes(folder, 
             report.write('{"path": "cut sh\n')  # as on a full disk
     lines = (tmp_path / "new/skipped.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines if "cut sh" not in line]
-    paths = {
-        str(folder / file) for file in ("left/1.mp4", "right/0.mp4", "right/2.mp4", f"left/{name}")
-    }
+    names = ("left/1.mp4", "right/0.mp4", "right/2.mp4", f"left/{name}")
+    paths = {str(folder / file) for file in names}
     assert sorted(row["path"] for row in rows) == sorted(paths)
     assert {row["reason"] for row in rows} == {
         "an HTML or XML page, not a video; download it again",
@@ -195,6 +195,46 @@ def test_too_large_a_share_of_bad_files_stops_the_run(folder, tmp_path):
     assert f"all of them are in {tmp_path / 'skipped.jsonl'}" in str(stop.value)
     with pytest.raises(ValueError, match=r"max_bad_fraction must lie in 0..1, got 2"):
         ClipDataset(VideoFolder(str(folder)), spec=SPEC, max_bad_fraction=2.0)
+
+
+def test_too_many_empty_files_stop_a_run_before_it_begins(folder):
+    for i in range(3):
+        (folder / "left" / f"{i}.mp4").write_bytes(b"")
+    index = VideoFolder(str(folder))
+    ClipDataset(index, spec=SPEC, max_bad_fraction=0.015)  # of 200 files, three
+    with pytest.raises(ValueError, match=r"3 of 7 videos are files of no byte.*left/0.mp4"):
+        ClipDataset(index, spec=SPEC, max_bad_fraction=0.01)
+
+
+def test_short_videos_are_padded_by_the_same_rule_in_training_and_evaluation(
+    folder, tmp_path, make_video, caplog
+):
+    make_video(folder / "left" / "1.mp4", num_frames=3)
+    index = VideoFolder(str(folder))
+    skipping = ClipDataset(index, spec=SPEC)
+    assert not torch.equal(skipping[0, 1].clip[:, 2], skipping[0, 1].clip[:, 3])  # another video
+    assert (skipping.num_unusable, skipping.num_partial) == (1, 0)
+    spec = ClipSpec(num_frames=4, image_size=(16, 24), repeat_last=True)
+    report = SkippedFiles(tmp_path / "skipped.jsonl")
+    caplog.clear()
+    for train in (True, False):
+        data = ClipDataset(index, spec=spec, train=train, report=report)
+        for epoch in range(3):
+            assert torch.equal(data[epoch, 1].clip, read_clip(index[1].path, spec, notice=str))
+        assert (data.num_unusable, data.num_partial) == (0, 1)
+    assert caplog.text.count("shorter than a clip (3 frames), its last frame is repeated") == 2
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"].startswith("shorter than a clip (3 frames)")
+
+
+def test_a_folder_that_goes_between_listing_and_reading_stops_nothing(folder, monkeypatch, caplog):
+    monkeypatch.setattr(dataset, "WAITS", (0.01,))
+    index = VideoFolder(str(folder))
+    shutil.rmtree(folder / "left")
+    data = ClipDataset(index, spec=SPEC)
+    assert {data[0, i].condition for i in range(7)} == {1}
+    assert data.num_unusable == 4
+    assert "left/0.mp4: cannot be read (No such file or directory)" in caplog.text
 
 
 def test_a_report_that_cannot_be_written_stops_no_training(folder, tmp_path, caplog):
