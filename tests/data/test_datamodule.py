@@ -1,6 +1,10 @@
 """The data module in real Lightning runs: batches, counts, checkpoints, command line."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
 from cmdvid.data.datamodule import VideoDataModule
+from cmdvid.data.dataset import ClipSampler
 from cmdvid.data.index import Prompts, VideoFolder
 from cmdvid.types import ClipBatch, PromptBatch
 from cmdvid.video import ClipSpec
@@ -182,3 +187,30 @@ def test_built_in_python_it_saves_no_objects(folder):
         *["latents", "batch_size", "num_workers", "seed", "flip", "strict", "allow_leakage"],
         "max_bad_fraction",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_stops_does_not_let_the_other_wait(folder, tmp_path, rank):
+    """Only its share of the data is bad: the other would wait for its gradients."""
+    index = VideoFolder(str(folder))
+    for _, row in list(ClipSampler(index, shuffle=True, rank=rank, world_size=2))[:2]:
+        Path(index[row].path).write_text("<html>")
+    words = ["fit", "--model=AutoencoderStage", "--model.optimizer=Adam", "--data.batch_size=1"]
+    words += ["--model.autoencoder=cmdvid.models.autoencoder.Autoencoder"]
+    words += ["--model.autoencoder.width=16", "--model.autoencoder.num_heads=2"]
+    words += ["--data.train=VideoFolder", f"--data.train.root={folder}", "--data.strict=true"]
+    words += ["--data.spec={num_frames: 4, image_size: [16, 24]}", "--data.num_workers=1"]
+    words += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    words += [f"--trainer.default_root_dir={tmp_path}", "--trainer.max_epochs=9"]
+    done = subprocess.Popen(
+        [sys.executable, "-m", "cmdvid", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    _, said = done.communicate(timeout=240)  # to start two processes takes most of it
+    assert done.returncode != 0
+    assert "an HTML or XML page" in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(done.pid, 0)  # nobody is left of the group
