@@ -51,16 +51,15 @@ def convert(csv: Path, file: BinaryIO, *, videos: Path, source: dict[str, Any]) 
         if folder not in real:
             real[folder] = os.path.realpath(videos / folder)
         writer.add(name, clean_caption(said), path_key(f"{real[folder]}/{file_name}"))
-    keys, kept, folders, empty = writer.keys, np.ones(len(writer), np.bool_), {}, []
+    keys, kept, folders = writer.keys, np.ones(len(writer), np.bool_), {}
+    hollow = ~kept  # rows whose file has no byte
     if source["check_files"]:
         present = _list_folders(videos, real)
         hollow = np.isin(keys, present.empty)
-        empty = [writer.name(int(row)) for row in np.flatnonzero(hollow)]
         kept, keys = _find(keys, present)
         folders = present.folders
-        absent = np.flatnonzero(~kept & ~hollow)
-    else:
-        absent = np.empty(0, np.int64)
+    empty = [writer.name(int(row)) for row in np.flatnonzero(hollow)]
+    absent = np.flatnonzero(~kept & ~hollow)
     missing = [*strange, *(writer.name(int(row)) for row in absent[:NUM_SHOWN])]
     missing = [tried(videos, name) for name in missing[:NUM_SHOWN]]
     num_missing = num_strange + len(absent)
