@@ -11,7 +11,6 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,50 +25,12 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cmdvid.container import (
-    NEEDED,
-    VideoError,
-    list_frames,
-    opened_video,
-    read_video,
-    too_large,
-)
+from cmdvid.container import VideoError, list_frames, opened_video, read_video, too_large
 from cmdvid.frames import resize_and_crop
 from cmdvid.types import FilePart
+from cmdvid.window import ClipSpec, num_starts, window
 
 logger = logging.getLogger(__name__)
-
-TICK = 1e-3  # seconds; the coarsest rounding of time stamps in common files is Matroska's
-
-
-@dataclass(frozen=True)
-class ClipSpec:
-    """The clip to cut from a video.
-
-    Attributes:
-        num_frames: Frames of the clip.
-        image_size: Height and width in pixels; frames are resized and centre-cropped to it.
-        stride: Take each ``stride``-th frame of the file, whatever their times.
-        fps: Take what is on screen at this rate, by time stamps; ``stride`` must be 1 then.
-        repeat_last: Let a video that is too short stand still at its end, instead of refusing it.
-    """
-
-    num_frames: int = 16
-    image_size: tuple[int, int] = (64, 64)
-    stride: int = 1
-    fps: float | None = None
-    repeat_last: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_frames < 1 or self.stride < 1:
-            raise ValueError(f"spec.num_frames and spec.stride must be at least 1, got {self}")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"spec.image_size must be height and width, got {self.image_size}")
-        if self.fps is not None and (self.fps <= 0 or self.stride != 1):
-            raise ValueError(
-                f"spec.fps picks the frames by time: it must be positive and spec.stride 1, "
-                f"got {self.fps} and {self.stride}"
-            )
 
 
 def read_clip(
@@ -103,7 +64,7 @@ def read_clip(
     num_lost = 0
     with opened_video(path, data) as opened:
         stamps, keys, seconds = list_frames(*opened)
-        wanted = _window(path, seconds, spec, position)
+        wanted = window(path, seconds, spec, position)
         start = max((k for k in keys if k <= wanted[0]), default=0)
         for seek in keys.get(start, ()):
             if met < len(set(wanted)):
@@ -116,7 +77,7 @@ def read_clip(
         if decoded <= wanted[-1]:  # fewer frames decode than the file has packets
             num_lost = len(seconds) - decoded
             seconds = seconds[:decoded]
-            wanted = _window(path, seconds, spec, position, num_lost)
+            wanted = window(path, seconds, spec, position, num_lost)
             with opened_video(path, data) as opened:
                 met, _ = _decode(opened, wanted, clip)
     if met < len(set(wanted)):
@@ -124,7 +85,7 @@ def read_clip(
     if num_lost:
         total = num_lost + len(seconds)
         notice(f"{path}: damaged, {num_lost} of {total} frames are lost; the clip is of the others")
-    elif _num_starts(seconds, spec) < 1:
+    elif num_starts(seconds, spec) < 1:
         notice(f"{path}: shorter than a clip ({len(seconds)} frames), its last frame is repeated")
     return torch.from_numpy(clip)
 
@@ -165,44 +126,6 @@ def frame_size(path: str | Path) -> tuple[int, int]:
     """
     with opened_video(os.path.abspath(path)) as (_, stream):
         return stream.height, stream.width
-
-
-def _window(
-    path: str, seconds: Sequence[float], spec: ClipSpec, position: float, num_lost: int = 0
-) -> list[int]:
-    """Choose the frames of a clip by rank; ``seconds`` are the times of all frames, sorted."""
-    if not seconds:
-        raise VideoError(f"{path}: no frame can be decoded")
-    num_starts = _num_starts(seconds, spec)
-    if num_starts < 1 and not spec.repeat_last:
-        lost = f" and {num_lost} damaged ones" if num_lost else ""
-        raise VideoError(
-            f"{path}: a clip of {spec.num_frames} frames at {_lack(seconds, spec)}{lost}; {NEEDED}"
-        )
-    num_starts = max(num_starts, 1)
-    if spec.fps is None:
-        start = min(int(position * num_starts), num_starts - 1)
-        return [min(start + i * spec.stride, len(seconds) - 1) for i in range(spec.num_frames)]
-    target = seconds[0] + position * (seconds[num_starts - 1] - seconds[0])
-    first = seconds[min(bisect_left(seconds, target), num_starts - 1)]
-    moments = (first + i / spec.fps for i in range(spec.num_frames))
-    return [bisect_right(seconds, moment + TICK) - 1 for moment in moments]
-
-
-def _num_starts(seconds: Sequence[float], spec: ClipSpec) -> int:
-    """How many frames a clip can begin with; none if the video is too short."""
-    if spec.fps is None:
-        return len(seconds) - (spec.num_frames - 1) * spec.stride
-    return bisect_right(seconds, seconds[-1] - (spec.num_frames - 1) / spec.fps + TICK)
-
-
-def _lack(seconds: Sequence[float], spec: ClipSpec) -> str:
-    """Why a video is too short."""
-    if spec.fps is None:
-        span = (spec.num_frames - 1) * spec.stride + 1
-        return f"stride {spec.stride} spans {span} frames, but the video has {len(seconds)}"
-    length, lasts = (spec.num_frames - 1) / spec.fps, seconds[-1] - seconds[0]
-    return f"{spec.fps} fps lasts {length:.2f} s, but the video's frames last {lasts:.2f} s"
 
 
 def _decode(
