@@ -19,7 +19,7 @@ def test_every_start_can_be_drawn_and_the_last_is_reached():
 @pytest.mark.parametrize("settings", [{"stride": 3}, {"fps": 5.0}])
 def test_what_is_too_short_is_refused_or_stands_still(settings):
     spec = ClipSpec(7, **settings)
-    with pytest.raises(VideoError, match=r"a.mp4: a clip of 7 frames .* spec.repeat_last: true"):
+    with pytest.raises(VideoError, match=r"a.mp4: a clip of 7 frames .*spec.repeat_last: true"):
         window("a.mp4", SECONDS, spec, 0.5)
     still = ClipSpec(7, **settings, repeat_last=True)
     wanted = window("a.mp4", SECONDS, still, 1)
