@@ -96,13 +96,13 @@ def page_dir(page: int) -> str:
 
 
 def write_files(path: Path, num_files: int) -> None:
-    """All page folders, and empty files for the first rows of the csv."""
+    """All page folders, and files of one byte for the first rows of the csv."""
     videos = path.parent / "videos"
     for page in range(PAGES):
         (videos / page_dir(page)).mkdir(parents=True, exist_ok=True)
     rows = csv_rows(path, "videoid", "page_dir")
     for _, (video_id, page) in zip(range(num_files), rows, strict=False):
-        (videos / page / f"{video_id}.mp4").touch()
+        (videos / page / f"{video_id}.mp4").write_bytes(b"x")
 
 
 def make(kind: str, path: str) -> Dataset[VideoEntry]:

@@ -10,6 +10,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (  # a row imports only from rows above it
     {"types", "frames", "signals"},
     {"container"},
+    {"window"},
     {"video", "reencode", "sheet", "losses", "metrics"},
     {"models", "data"},
     {"report", "report_html", "manifest", "protocols"},

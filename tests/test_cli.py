@@ -147,7 +147,7 @@ def test_encode_counts_bad_files_and_needs_both_splits_from_the_start(
 ):
     for i in range(3):
         write_clip(tmp_path / "clips" / f"{i}.mp4", torch.zeros(3, 4, 24, 32))
-    (tmp_path / "clips" / "1.mp4").write_bytes(b"")
+    (tmp_path / "clips" / "1.mp4").write_text("<html>")
     words = ["encode", "--ckpt", "run/last.ckpt", "--out", str(tmp_path / "out"), *CPU]
     folder = ["--data.train=VideoFolder", f"--data.train.root={tmp_path / 'clips'}"]
     assert "encode needs data.val" in error_of([*words, *folder, "--data.val=null"], capsys)
@@ -159,7 +159,7 @@ def test_encode_counts_bad_files_and_needs_both_splits_from_the_start(
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("--data.strict=true", ["1.mp4: the file is empty (0 bytes)"]),
+        ("--data.strict=true", ["1.mp4: an HTML or XML page"]),
         ("--data.max_bad_fraction=0", ["1 of the", "data.max_bad_fraction (0.0)", "1.mp4: the"]),
     ],
 )
@@ -168,7 +168,7 @@ def test_an_error_in_a_worker_of_the_loader_is_told_without_its_traceback(
 ):
     for i in range(3):
         write_clip(tmp_path / "clips" / f"{i}.mp4", torch.zeros(3, 4, 24, 32))
-    (tmp_path / "clips" / "1.mp4").write_bytes(b"")
+    (tmp_path / "clips" / "1.mp4").write_text("<html>")
     args = ["fit", "--config=ae.yaml", "--data.train=VideoFolder", "--data.num_workers=1", option]
     args += [f"--data.train.root={tmp_path / 'clips'}", f"--trainer.callbacks.dirpath={tmp_path}"]
     capsys.readouterr()

@@ -68,6 +68,12 @@ FILES = ["--data.train=WebVid", "--data.train.csv=data/train.csv", "--data.val=W
 FILES += ["--data.val.csv=data/val.csv", "--data.spec={num_frames: 3, image_size: [16, 24]}"]
 SOURCES = {  # where a diffusion stage reads
     "files": FILES,
+    "shards": [
+        "--data.train=cmdvid.data.shards.Shards",
+        "--data.train.urls=shards",
+        "--data.train.window=2",
+        *FILES[2:],
+    ],
     "latents": ["--data.latents=latents"],
 }
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "VideoDataModule")
@@ -85,6 +91,8 @@ def project(tmp_path_factory):
             Path(f"{name}.yaml").write_text(text)
         main(fit("ae", "autoencoder", "--trainer.max_steps=2", "--data.num_workers=0"))
         main(["encode", "--ckpt=autoencoder/last.ckpt", "--out=latents"])
+        index = ["--index=WebVid", "--index.csv=data/train.csv"]
+        main(["prepare", *index, "--out=shards", "--samples_per_shard=4", "--num_workers=1"])
     return folder
 
 

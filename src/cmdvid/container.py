@@ -20,7 +20,10 @@ from fsspec.core import url_to_fs
 from cmdvid.types import FilePart
 
 MAX_PIXELS = 2**26  # 67 megapixels, twice 8K: a larger frame is a mistake or an attack
-NEEDED = "check the file, or set a shorter clip (spec.num_frames, spec.stride, spec.fps)"
+NEEDED = (
+    "check the file, set a shorter clip (spec.num_frames, spec.stride, spec.fps) or let short "
+    "videos stand still at their end (spec.repeat_last: true)"
+)
 NOT_VIDEO = {
     b"version https://git-lfs": "a Git LFS pointer, not a video; run `git lfs pull`",
     b"<": "an HTML or XML page, not a video; download it again",
@@ -118,6 +121,12 @@ def list_frames(container: InputContainer, stream: VideoStream) -> Timetable:
     return Timetable(stamps, keys, [pts * tick / ticks for pts in stamps])
 
 
+def too_large(width: int, height: int) -> str:
+    """What is wrong with such frames; FFmpeg gives those that it refuses no size."""
+    size = f"{width}x{height} pixels" if width else "no size or a huge one"
+    return f"frames of {size} are too large, the limit is {MAX_PIXELS} pixels"
+
+
 def _reason(error: Exception) -> str:
     """What an error says, without the file's name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -155,6 +164,6 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
     if stream.codec_context is None:
         raise VideoError(f"{path}: no decoder for its video")
     if stream.width * stream.height > MAX_PIXELS:
-        raise VideoError(f"{path}: frames of {stream.width}x{stream.height} pixels are too large")
+        raise VideoError(f"{path}: {too_large(stream.width, stream.height)}")
     stream.thread_type = "NONE"  # loader workers already use all cores
     return stream

@@ -6,11 +6,11 @@ packed B-frames, which leave the decoder in the right order stamped 1, 2, 4, 3),
 frame must carry the stamp foretold, or else frames are counted from the start of the file.
 """
 
+import logging
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,43 +25,20 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cmdvid.container import NEEDED, VideoError, list_frames, opened_video, read_video
+from cmdvid.container import VideoError, list_frames, opened_video, read_video, too_large
 from cmdvid.frames import resize_and_crop
 from cmdvid.types import FilePart
+from cmdvid.window import ClipSpec, num_starts, window
 
-TICK = 1e-3  # seconds; the coarsest rounding of time stamps in common files is Matroska's
-
-
-@dataclass(frozen=True)
-class ClipSpec:
-    """The clip to cut from a video.
-
-    Attributes:
-        num_frames: Frames of the clip.
-        image_size: Height and width in pixels; frames are resized and centre-cropped to it.
-        stride: Take each ``stride``-th frame of the file, whatever their times.
-        fps: Take what is on screen at this rate, by time stamps; ``stride`` must be 1 then.
-    """
-
-    num_frames: int = 16
-    image_size: tuple[int, int] = (64, 64)
-    stride: int = 1
-    fps: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_frames < 1 or self.stride < 1:
-            raise ValueError(f"spec.num_frames and spec.stride must be at least 1, got {self}")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"spec.image_size must be height and width, got {self.image_size}")
-        if self.fps is not None and (self.fps <= 0 or self.stride != 1):
-            raise ValueError(
-                f"spec.fps picks the frames by time: it must be positive and spec.stride 1, "
-                f"got {self.fps} and {self.stride}"
-            )
+logger = logging.getLogger(__name__)
 
 
 def read_clip(
-    path: str | Path, spec: ClipSpec, position: float = 0.5, part: FilePart | None = None
+    path: str | Path,
+    spec: ClipSpec,
+    position: float = 0.5,
+    part: FilePart | None = None,
+    notice: Callable[[str], None] = logger.warning,
 ) -> UInt8[Tensor, "3 l h w"]:
     """Cut one clip from a video file, as RGB in [0, 255].
 
@@ -74,6 +51,8 @@ def read_clip(
         spec: Number of frames, their size and their distance.
         position: Start of the window among the possible ones: 0 the first, 1 the last.
         part: Where the video lies in a larger file; ``path`` is its name in messages then.
+        notice: Is told when the clip had to do without some frames: they are damaged, or the
+            last is repeated.
 
     Raises:
         VideoError: If the file is missing, no video, damaged, or too short for the clip.
@@ -82,9 +61,10 @@ def read_clip(
     data = None if part is None else read_video(path, part)
     clip = np.empty((3, spec.num_frames, *spec.image_size), np.uint8)
     met = 0
+    num_lost = 0
     with opened_video(path, data) as opened:
         stamps, keys, seconds = list_frames(*opened)
-        wanted = _window(path, seconds, spec, position)
+        wanted = window(path, seconds, spec, position)
         start = max((k for k in keys if k <= wanted[0]), default=0)
         for seek in keys.get(start, ()):
             if met < len(set(wanted)):
@@ -92,12 +72,21 @@ def read_clip(
     if met < len(set(wanted)):  # no stamps, false ones, or damage: count frames instead
         with opened_video(path, data) as opened:
             met, decoded = _decode(opened, wanted, clip)
+            if not decoded and not opened[1].width:  # FFmpeg has refused it itself
+                raise VideoError(f"{path}: {too_large(0, 0)}")
         if decoded <= wanted[-1]:  # fewer frames decode than the file has packets
-            wanted = _window(path, seconds[:decoded], spec, position)
+            num_lost = len(seconds) - decoded
+            seconds = seconds[:decoded]
+            wanted = window(path, seconds, spec, position, num_lost)
             with opened_video(path, data) as opened:
                 met, _ = _decode(opened, wanted, clip)
     if met < len(set(wanted)):
         raise VideoError(f"{path}: changed while it was read")
+    if num_lost:
+        total = num_lost + len(seconds)
+        notice(f"{path}: damaged, {num_lost} of {total} frames are lost; the clip is of the others")
+    elif num_starts(seconds, spec) < 1:
+        notice(f"{path}: shorter than a clip ({len(seconds)} frames), its last frame is repeated")
     return torch.from_numpy(clip)
 
 
@@ -137,30 +126,6 @@ def frame_size(path: str | Path) -> tuple[int, int]:
     """
     with opened_video(os.path.abspath(path)) as (_, stream):
         return stream.height, stream.width
-
-
-def _window(path: str, seconds: Sequence[float], spec: ClipSpec, position: float) -> list[int]:
-    """Choose the frames of a clip by rank; ``seconds`` are the times of all frames, sorted."""
-    if not seconds:
-        raise VideoError(f"{path}: no frame can be decoded")
-    if spec.fps is None:
-        span = (spec.num_frames - 1) * spec.stride + 1
-        num_starts = len(seconds) - span + 1
-        lack = f"stride {spec.stride} spans {span} frames, but the video has {len(seconds)}"
-    else:
-        length = (spec.num_frames - 1) / spec.fps
-        num_starts = bisect_right(seconds, seconds[-1] - length + TICK)
-        lasts = seconds[-1] - seconds[0]
-        lack = f"{spec.fps} fps lasts {length:.2f} s, but the video's frames last {lasts:.2f} s"
-    if num_starts < 1:
-        raise VideoError(f"{path}: a clip of {spec.num_frames} frames at {lack}; {NEEDED}")
-    if spec.fps is None:
-        start = min(int(position * num_starts), num_starts - 1)
-        return [start + i * spec.stride for i in range(spec.num_frames)]
-    target = seconds[0] + position * (seconds[num_starts - 1] - seconds[0])
-    first = seconds[min(bisect_left(seconds, target), num_starts - 1)]
-    moments = (first + i / spec.fps for i in range(spec.num_frames))
-    return [bisect_right(seconds, moment + TICK) - 1 for moment in moments]
 
 
 def _decode(

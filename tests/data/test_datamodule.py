@@ -1,6 +1,10 @@
 """The data module in real Lightning runs: batches, counts, checkpoints, command line."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
 from cmdvid.data.datamodule import VideoDataModule
+from cmdvid.data.dataset import ClipSampler
 from cmdvid.data.index import Prompts, VideoFolder
 from cmdvid.types import ClipBatch, PromptBatch
 from cmdvid.video import ClipSpec
@@ -79,7 +84,7 @@ def test_evaluation_yields_every_clip_once_as_float(folder):
 
 
 def test_unusable_files_do_not_stop_a_run_and_are_told_at_its_end(folder, tmp_path, caplog):
-    (folder / "left" / "1.mp4").write_bytes(b"")
+    (folder / "left" / "1.mp4").write_bytes(bytes(9))
     (folder / "right" / "2.mp4").write_text("<html>")
     data = module(folder, val=VideoFolder(str(folder)), num_workers=2)
     with caplog.at_level(logging.WARNING):
@@ -92,7 +97,7 @@ def test_unusable_files_do_not_stop_a_run_and_are_told_at_its_end(folder, tmp_pa
     validation = trainer(default_root_dir=tmp_path)
     validation.validate(Recorder(), module(folder, val=VideoFolder(str(folder))))
     assert "data.val (rank 0): 2 of 7" in caplog.text
-    with pytest.raises(ValueError, match=r"the file is empty|an HTML or XML page"):
+    with pytest.raises(ValueError, match=r"cannot be read as video|an HTML or XML page"):
         trainer().fit(Recorder(), module(folder, strict=True))
     with pytest.raises(ValueError, match=r"could not give a clip, more than data.max_bad_fraction"):
         trainer(default_root_dir=tmp_path).fit(Recorder(), module(folder, max_bad_fraction=0.0))
@@ -182,3 +187,30 @@ def test_built_in_python_it_saves_no_objects(folder):
         *["latents", "batch_size", "num_workers", "seed", "flip", "strict", "allow_leakage"],
         "max_bad_fraction",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_stops_does_not_let_the_other_wait(folder, tmp_path, rank):
+    """Only its share of the data is bad: the other would wait for its gradients."""
+    index = VideoFolder(str(folder))
+    for _, row in list(ClipSampler(index, shuffle=True, rank=rank, world_size=2))[:2]:
+        Path(index[row].path).write_text("<html>")
+    words = ["fit", "--model=AutoencoderStage", "--model.optimizer=Adam", "--data.batch_size=1"]
+    words += ["--model.autoencoder=cmdvid.models.autoencoder.Autoencoder"]
+    words += ["--model.autoencoder.width=16", "--model.autoencoder.num_heads=2"]
+    words += ["--data.train=VideoFolder", f"--data.train.root={folder}", "--data.strict=true"]
+    words += ["--data.spec={num_frames: 4, image_size: [16, 24]}", "--data.num_workers=1"]
+    words += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    words += [f"--trainer.default_root_dir={tmp_path}", "--trainer.max_epochs=9"]
+    done = subprocess.Popen(
+        [sys.executable, "-m", "cmdvid", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    _, said = done.communicate(timeout=240)  # to start two processes takes most of it
+    assert done.returncode != 0
+    assert "an HTML or XML page" in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(done.pid, 0)  # nobody is left of the group

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from datetime import datetime
 from pathlib import Path
 from threading import Timer
@@ -22,7 +23,7 @@ SPEC = ClipSpec(num_frames=4, image_size=(16, 24))
 
 def break_files(folder, *names):
     for name in names:
-        (folder / name).write_bytes(b"")
+        (folder / name).write_text("<html>")
 
 
 def test_a_sample_is_a_clip_of_its_row(folder):
@@ -68,8 +69,8 @@ def test_a_bad_file_is_named_once_counted_and_replaced(folder, caplog):
         first = [data[0, i] for i in range(7)]
         second = [data[0, i] for i in range(7)]
     assert data.num_unusable == 2
-    assert caplog.text.count("left/1.mp4: the file is empty") == 1
-    assert caplog.text.count("right/0.mp4: the file is empty") == 1
+    assert caplog.text.count("left/1.mp4: an HTML or XML page") == 1
+    assert caplog.text.count("right/0.mp4: an HTML or XML page") == 1
     assert all(torch.equal(a.clip, b.clip) for a, b in zip(first, second, strict=True))
     assert [sample.index for sample in first] == list(range(7))
     # the replacement brings its own condition: grey tells the class
@@ -102,10 +103,10 @@ def test_samples_do_not_depend_on_workers_or_on_what_was_read_before(folder):
 def test_a_partly_damaged_file_gives_the_windows_that_it_can_whatever_was_read_before(
     folder, monkeypatch, caplog
 ):
-    def damaged_at_its_end(path, spec, position=0.5, part=None):
+    def damaged_at_its_end(path, spec, position, part, notice):
         if path.endswith("left/1.mp4") and position > 0.5:
             raise VideoError(f"{path}: damaged")
-        return read_clip(path, spec, position, part)
+        return read_clip(path, spec, position, part, notice)
 
     monkeypatch.setattr(dataset, "read_clip", damaged_at_its_end)
     index = VideoFolder(str(folder))
@@ -122,9 +123,9 @@ def test_strict_raises_for_bad_and_for_missing_files(folder):
     break_files(folder, "left/1.mp4")
     data = ClipDataset(VideoFolder(str(folder)), spec=SPEC, strict=True)
     data[0, 0]
-    with pytest.raises(VideoError, match=r"left/1.mp4: the file is empty"):
+    with pytest.raises(VideoError, match=r"left/1.mp4: an HTML or XML page"):
         data[0, 1]
-    with pytest.raises(VideoError, match=r"left/1.mp4: the file is empty"):
+    with pytest.raises(VideoError, match=r"left/1.mp4: an HTML or XML page"):
         list(DataLoader(data, batch_size=2, num_workers=1))
     (folder / "metadata.csv").write_text("file_name,text\nleft/0.mp4,a\ngone.mp4,b\n")
     with pytest.raises(ValueError, match=r"1 listed videos are missing .* strict: false"):
@@ -137,7 +138,7 @@ def test_all_files_unusable_is_an_error_that_names_folder_and_reasons(folder):
     with pytest.raises(ValueError, match=r"none of 7 videos tried \(of 7\) can give a") as caught:
         data[0, 4]
     assert f"{folder / 'right' / '0.mp4'}: " in str(caught.value)  # row 4
-    assert str(caught.value).count("the file is empty (0 bytes)") == 3
+    assert str(caught.value).count("an HTML or XML page, not a video; download it again") == 3
     assert data.num_unusable == 7
 
 
@@ -158,22 +159,25 @@ def test_a_file_that_the_disk_does_not_give_at_once_is_waited_for(folder):
 
 def test_each_unusable_file_has_one_line_in_the_report_of_all_processes(folder, tmp_path):
     name = "ü & \udcff.mp4"  # a name that is no text
-    (folder / "left" / name).write_text("<html>")
+    (folder / "left" / name).write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    (folder / "right" / "2.mp4").write_bytes(b"")  # known without reading it
     break_files(folder, "left/1.mp4", "right/0.mp4")
     index = VideoFolder(str(folder))
     for _ in range(2):  # as two processes, and as a second run
         data = ClipDataset(index, spec=SPEC, report=SkippedFiles(tmp_path / "new/skipped.jsonl"))
         loader = DataLoader(data, batch_size=1, sampler=ClipSampler(data), num_workers=2)
-        assert len(list(loader)) == 8
+        assert len(list(loader)) == 7
         with (tmp_path / "new/skipped.jsonl").open("a") as report:
             report.write('{"path": "cut sh\n')  # as on a full disk
     lines = (tmp_path / "new/skipped.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines if "cut sh" not in line]
-    paths = {str(folder / file) for file in ("left/1.mp4", "right/0.mp4", f"left/{name}")}
+    names = ("left/1.mp4", "right/0.mp4", "right/2.mp4", f"left/{name}")
+    paths = {str(folder / file) for file in names}
     assert sorted(row["path"] for row in rows) == sorted(paths)
     assert {row["reason"] for row in rows} == {
-        "the file is empty (0 bytes)",
         "an HTML or XML page, not a video; download it again",
+        "a Git LFS pointer, not a video; run `git lfs pull`",
+        "the file is empty (0 bytes)",
     }
     assert all(datetime.fromisoformat(row["first_seen"]).tzinfo for row in rows)
 
@@ -187,10 +191,50 @@ def test_too_large_a_share_of_bad_files_stops_the_run(folder, tmp_path):
         ValueError, match=r"3 of the \d videos .* data.max_bad_fraction \(0.01\)"
     ) as stop:
         list(loader)  # of 200 files, two would be allowed
-    assert "left/1.mp4: the file is empty (0 bytes)\n" in str(stop.value)
+    assert "left/1.mp4: an HTML or XML page, not a video; download it again\n" in str(stop.value)
     assert f"all of them are in {tmp_path / 'skipped.jsonl'}" in str(stop.value)
     with pytest.raises(ValueError, match=r"max_bad_fraction must lie in 0..1, got 2"):
         ClipDataset(VideoFolder(str(folder)), spec=SPEC, max_bad_fraction=2.0)
+
+
+def test_too_many_empty_files_stop_a_run_before_it_begins(folder):
+    for i in range(3):
+        (folder / "left" / f"{i}.mp4").write_bytes(b"")
+    index = VideoFolder(str(folder))
+    ClipDataset(index, spec=SPEC, max_bad_fraction=0.015)  # of 200 files, three
+    with pytest.raises(ValueError, match=r"3 of 7 videos are files of no byte.*left/0.mp4"):
+        ClipDataset(index, spec=SPEC, max_bad_fraction=0.01)
+
+
+def test_short_videos_are_padded_by_the_same_rule_in_training_and_evaluation(
+    folder, tmp_path, make_video, caplog
+):
+    make_video(folder / "left" / "1.mp4", num_frames=3)
+    index = VideoFolder(str(folder))
+    skipping = ClipDataset(index, spec=SPEC)
+    assert not torch.equal(skipping[0, 1].clip[:, 2], skipping[0, 1].clip[:, 3])  # another video
+    assert (skipping.num_unusable, skipping.num_partial) == (1, 0)
+    spec = ClipSpec(num_frames=4, image_size=(16, 24), repeat_last=True)
+    report = SkippedFiles(tmp_path / "skipped.jsonl")
+    caplog.clear()
+    for train in (True, False):
+        data = ClipDataset(index, spec=spec, train=train, report=report)
+        for epoch in range(3):
+            assert torch.equal(data[epoch, 1].clip, read_clip(index[1].path, spec, notice=str))
+        assert (data.num_unusable, data.num_partial) == (0, 1)
+    assert caplog.text.count("shorter than a clip (3 frames), its last frame is repeated") == 2
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"].startswith("shorter than a clip (3 frames)")
+
+
+def test_a_folder_that_goes_between_listing_and_reading_stops_nothing(folder, monkeypatch, caplog):
+    monkeypatch.setattr(dataset, "WAITS", (0.01,))
+    index = VideoFolder(str(folder))
+    shutil.rmtree(folder / "left")
+    data = ClipDataset(index, spec=SPEC)
+    assert {data[0, i].condition for i in range(7)} == {1}
+    assert data.num_unusable == 4
+    assert "left/0.mp4: cannot be read (No such file or directory)" in caplog.text
 
 
 def test_a_report_that_cannot_be_written_stops_no_training(folder, tmp_path, caplog):

@@ -237,3 +237,27 @@ def test_prompts_come_from_a_file_or_one_by_one(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"empty.txt: the file holds no line"):
         Prompts(str(tmp_path / "empty.txt"))
+
+
+def test_files_of_no_byte_are_found_by_their_size(tmp_path, caplog):
+    root = tree(tmp_path, "a/1.mp4", "a/2.mp4", "b/3.mp4")
+    (tmp_path / "a" / "2.mp4").write_bytes(b"")
+    index = VideoFolder(root)
+    assert items(index, root) == [("a/1.mp4", 0), ("b/3.mp4", 1)]
+    assert (index.empty, index.num_missing) == ([f"{root}/a/2.mp4"], 1)
+    assert "1 of 3 listed videos are missing or empty: " in caplog.text
+    assert "a/2.mp4 (empty)" in caplog.text
+    (tmp_path / "metadata.csv").write_text("file_name,text\na/1.mp4,x\na/2.mp4,y\nc.mp4,z\n")
+    index = VideoFolder(root)
+    assert items(index, root) == [("a/1.mp4", "x")]
+    assert (index.empty, index.num_missing) == ([f"{root}/a/2.mp4"], 2)
+    (tmp_path / "a" / "1.mp4").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of its 3 videos is there; .*c.mp4, .* \(empty\)"):
+        VideoFolder(root)
+
+
+def test_ucf101_files_of_no_byte_are_found_by_their_size(ucf101):
+    path = ucf101 / "UCF-101" / "JumpRope" / "v_JumpRope_g08_c01.avi"
+    path.write_bytes(b"")
+    index = UCF101(str(ucf101))
+    assert (len(index), index.num_missing, index.empty) == (3, 8, [str(path)])

@@ -10,7 +10,7 @@ def folder(tmp_path):
     for name in ("video7010", "video7011", "video7012"):
         path = tmp_path / "videos" / "all" / f"{name}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_bytes(b"x")
     sentences = [
         {"caption": f"{word} {name}", "video_id": name, "sen_id": n}
         for n, (name, word) in enumerate(
@@ -62,3 +62,11 @@ def test_what_does_not_fit_is_named(folder):
     (folder / "other.csv").write_text("id,text\n")
     with pytest.raises(ValueError, match="lacks video_id, sentence"):
         MSRVTT(str(folder / "other.csv"))
+
+
+def test_files_of_no_byte_are_found_by_their_size(folder, caplog):
+    path = folder / "videos" / "all" / "video7011.mp4"
+    path.write_bytes(b"")
+    index = MSRVTT(str(folder / "test_videodatainfo.json"))
+    assert (len(index), index.num_missing, index.empty) == (2, 2, [str(path)])
+    assert "video7011.mp4 (empty)" in caplog.text

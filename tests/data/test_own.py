@@ -119,12 +119,12 @@ def test_a_few_videos_fill_many_rows_with_other_windows(tmp_path, make_video):
 def test_a_bad_file_of_many_rows_counts_once(tmp_path, make_video, caplog):
     for i in range(2):
         make_video(tmp_path / "Walking" / f"{i}.mp4")
-    (tmp_path / "Walking" / "1.mp4").write_bytes(b"")
+    (tmp_path / "Walking" / "1.mp4").write_text("<html>")
     train = OwnVideos(str(tmp_path), min_clips=9)
     clips = ClipDataset(train, spec=ClipSpec(num_frames=4, image_size=(16, 24)), train=True)
     assert [clips[0, i].index for i in range(9)] == list(range(9))
     assert (clips.num_unusable, clips.num_files) == (1, 2)
-    assert caplog.text.count("1.mp4: the file is empty") == 1
+    assert caplog.text.count("1.mp4: an HTML or XML page") == 1
 
 
 @pytest.mark.parametrize(

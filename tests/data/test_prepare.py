@@ -91,13 +91,16 @@ def test_the_layout_is_webdatasets(ucf101, tmp_path):
     assert {key: facts[key] for key in wanted} == wanted
 
 
+PAGE = "an HTML or XML page, not a video; download it again"
+
+
 def test_bad_files_are_left_out_and_named(folder, tmp_path, caplog):
-    (folder / "left" / "1.mp4").write_bytes(b"")
+    (folder / "left" / "1.mp4").write_text("<html>")
     (folder / "right" / "0.mp4").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     write_shards(VideoFolder(str(folder)), str(tmp_path / "shards"), samples_per_shard=2)
     lines = (tmp_path / "shards" / "skipped.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"shard": 0, "path": f"{folder}/left/1.mp4", "reason": "the file is empty (0 bytes)"},
+        {"shard": 0, "path": f"{folder}/left/1.mp4", "reason": PAGE},
         {
             "shard": 2,
             "path": f"{folder}/right/0.mp4",
@@ -113,14 +116,14 @@ def test_bad_files_are_left_out_and_named(folder, tmp_path, caplog):
 
 def test_nothing_readable_is_an_error(tmp_path):
     (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
+    (tmp_path / "videos" / "a.mp4").write_text("<html>")
     with pytest.raises(ValueError, match="none of 1 videos can be read"):
         write_shards(VideoFolder(str(tmp_path / "videos")), str(tmp_path / "shards"))
 
 
 def test_a_killed_run_is_taken_up_again(folder, tmp_path):
-    (folder / "left" / "0.mp4").write_bytes(b"")
-    (folder / "right" / "0.mp4").write_bytes(b"")
+    (folder / "left" / "0.mp4").write_text("<html>")
+    (folder / "right" / "0.mp4").write_text("<html>")
     index = VideoFolder(str(folder))
     write_shards(index, str(tmp_path / "whole"), samples_per_shard=2)
 

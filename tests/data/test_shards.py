@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from cmdvid.data.dataset import ClipDataset, ClipSampler
 from cmdvid.data.index import VideoFolder
+from cmdvid.data.leakage import refuse_leakage
 from cmdvid.data.shards import Shards
 from cmdvid.types import ClipBatch, FilePart
 from cmdvid.video import ClipSpec, VideoError, read_clip
@@ -146,6 +147,14 @@ def test_nothing_usable_is_an_error_with_reasons(tmp_path, write_tar):
         Shards(str(tmp_path))
     with pytest.raises(ValueError, match=r"Shards.window must be at least 1, got 0"):
         Shards(str(tmp_path), window=0)
+
+
+def test_a_sample_of_a_shard_is_in_one_split(shards):
+    first, rest = f"{shards}/{{00000..00001}}.tar", f"{shards}/{{00002..00003}}.tar"
+    assert len(set(Shards(str(shards)).path_keys.tolist())) == 8
+    refuse_leakage(Shards(first), {"val": Shards(rest)})
+    with pytest.raises(ValueError, match=r"2 of 8 .* data.val .*00001.tar::2.mp4, .*::3.mp4\. "):
+        refuse_leakage(Shards(f"{shards}/00001.tar"), {"val": Shards(str(shards))})
 
 
 @pytest.fixture

@@ -170,6 +170,29 @@ def test_the_table_is_kept_until_csv_or_folders_change(tmp_path):
     assert table_of(tmp_path).stat().st_ino != made.st_ino
 
 
+def test_files_of_no_byte_are_found_by_their_size_until_they_are_filled(tmp_path, caplog):
+    text = HEADER + "7,000001_000050,x\n8,000051_000100,y\n9,a,z\n"
+    path = webvid(tmp_path, text.encode())
+    videos = tmp_path / "videos"
+    video = videos / "000051_000100" / "8.mp4"
+    video.write_bytes(b"")
+    (videos / "000001_000050" / "unlisted.mp4").write_bytes(b"")
+    settle(tmp_path)
+    for _ in range(2):  # converted, and opened
+        index = WebVid(path)
+        assert rows(index) == [("7.mp4", "x")]
+        assert (index.empty, index.num_missing) == ([str(video)], 2)
+    assert caplog.text.count("8.mp4 (empty)") == 2
+    assert len(WebVid(path, check_files=False)) == 3
+    video.write_bytes(b"x")  # in its place, so that the folder is as old as before
+    assert rows(WebVid(path)) == [("7.mp4", "x"), ("8.mp4", "y")]
+    for name in ("000001_000050/7.mp4", "000051_000100/8.mp4"):
+        (videos / name).unlink()
+        (videos / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of its 3 videos is there; tried .*7.mp4 \(empty\)"):
+        WebVid(path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "version", "empty"])
 def test_a_damaged_table_or_one_of_another_version_is_made_anew(tmp_path, damage):
     path = webvid(tmp_path, (HEADER + "7,000001_000050,x\n").encode())

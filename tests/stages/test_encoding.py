@@ -253,7 +253,7 @@ def test_labels_and_damaged_files_are_encoded_too(run, tmp_path, caplog):
         video = next((run / "data/videos").rglob("*.mp4"))
         (tmp_path / "videos" / label).mkdir(parents=True, exist_ok=True)
         shutil.copy(video, tmp_path / "videos" / label / f"{name}.mp4")
-    (tmp_path / "videos/cat/b.mp4").write_bytes(b"")
+    (tmp_path / "videos/cat/b.mp4").write_text("<html>")
     folder = ["--data.train=VideoFolder", f"--data.train.root={tmp_path / 'videos'}"]
     encode(run, tmp_path / "cache", *folder)
     dataset = LatentDataset(tmp_path / "cache", "train")

@@ -272,6 +272,11 @@ class VideoDataModule(LightningDataModule):
             if clips.num_unusable or clips.num_missing:
                 logger.warning(
                     "data.%s%s: %d of %d videos could not give a clip and were replaced; "
-                    "%d more were listed but missing%s",
+                    "%d more were listed but missing or empty%s",
                     *(name, rank, clips.num_unusable, clips.num_files, clips.num_missing, where),
+                )
+            if clips.num_partial:
+                logger.warning(
+                    "data.%s%s: %d of %d videos are damaged in part, or short and stood still%s",
+                    *(name, rank, clips.num_partial, clips.num_files, where),
                 )

@@ -7,6 +7,7 @@ workers or ranks, nor on what was read before.
 import math
 import time
 from collections.abc import Iterator, Sized
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class ClipDataset(Dataset[ClipBatch]):
         train: Draw a random window each epoch; otherwise take the middle one.
         flip: Mirror half of the training clips. Off by default: captions name directions.
         seed: Seed of windows, flips and replacements.
-        strict: Raise at the first file that cannot give a clip, or is listed but missing.
+        strict: Raise at the first file that cannot give a clip, or is listed but missing or empty.
         max_bad_fraction: Raise when more than this share of the files tried so far (taken for 200
             at least) could not give a clip.
         report: Where such files are listed.
@@ -71,11 +72,16 @@ class ClipDataset(Dataset[ClipBatch]):
             raise ValueError(f"{type(index).__name__} holds no video")
         if strict and self.num_missing:
             raise ValueError(
-                f"{type(index).__name__}: {self.num_missing} listed videos are missing "
+                f"{type(index).__name__}: {self.num_missing} listed videos are missing or empty "
                 "(named in the warning above) and strict is true; complete them, or set "
                 "strict: false"
             )
-        self.unusable = Unusable(self.num_files, max_fraction=max_bad_fraction, report=report)
+        self.unusable = Unusable(
+            self.num_files,
+            max_fraction=max_bad_fraction,
+            report=report,
+            empty=getattr(index, "empty", ()),
+        )
 
     @property
     def num_unusable(self) -> int:
@@ -85,6 +91,11 @@ class ClipDataset(Dataset[ClipBatch]):
     def replaced(self, row: int) -> bool:
         """Whether another video took the place of a row, once it was read, by any worker."""
         return bool(self.unusable.marked[row % self.num_files])
+
+    @property
+    def num_partial(self) -> int:
+        """Files met so far that gave a clip without some frames: they are damaged, or short."""
+        return int(self.unusable.partial.sum())
 
     def __len__(self) -> int:
         assert isinstance(self.index, Sized)
@@ -135,14 +146,15 @@ class ClipDataset(Dataset[ClipBatch]):
     def _read(self, file: int, entry: VideoEntry, position: float) -> UInt8[Tensor, "3 l h w"]:
         """Read a clip; a disk that does not answer may do so a little later."""
         self.unusable.tried[file] = True
+        notice = partial(self.unusable.add_partial, file, entry.path)
         for wait in () if self.unusable.marked[file] else WAITS:
             try:
-                return read_clip(entry.path, self.spec, position, entry.part)
+                return read_clip(entry.path, self.spec, position, entry.part, notice)
             except VideoError as error:
                 if not _may_pass(error):
                     raise
             time.sleep(wait)
-        return read_clip(entry.path, self.spec, position, entry.part)
+        return read_clip(entry.path, self.spec, position, entry.part, notice)
 
 
 def _may_pass(error: VideoError) -> bool:

@@ -74,20 +74,44 @@ def tried(root: Path, name: str) -> str:
     return path if stays_inside(name) else f"{path} ({RULE})"
 
 
-def report_missing(source: Path, missing: Sequence[str], num_missing: int, num_found: int) -> int:
-    """Warn of listed files that are not there, some of which are given, and return their number.
+def is_empty(path: str | Path) -> bool:
+    """Whether a file has no byte, as a download that failed leaves it; the file is not opened."""
+    try:
+        return os.stat(path).st_size == 0
+    except OSError:  # found when it is read, with a reason
+        return False
+
+
+def report_missing(
+    source: Path,
+    missing: Sequence[str],
+    num_missing: int,
+    num_found: int,
+    empty: Sequence[str] = (),
+) -> int:
+    """Warn of listed files that are not there or hold nothing, and return their number.
+
+    Args:
+        source: What lists them.
+        missing: Those that are not there, or some of them.
+        num_missing: How many are not there.
+        num_found: Files that can be used.
+        empty: All files of no byte.
 
     Raises:
         ValueError: If none is there.
     """
-    shown, total = ", ".join(missing[:NUM_SHOWN]), num_missing + num_found
+    num_missing += len(empty)
+    shown = ", ".join([*missing, *(f"{path} (empty)" for path in empty)][:NUM_SHOWN])
+    total = num_missing + num_found
     if not total:
         raise ValueError(f"{source}: names no video")
     if not num_found:
         raise ValueError(f"{source}: none of its {total} videos is there; tried {shown}")
     if num_missing:
         logger.warning(
-            "%s: %d of %d listed videos are missing: %s", *(source, num_missing, total, shown)
+            "%s: %d of %d listed videos are missing or empty: %s",
+            *(source, num_missing, total, shown),
         )
     return num_missing
 

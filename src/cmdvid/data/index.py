@@ -1,7 +1,8 @@
 """Indexes: all that differs between data sets. An item is a file and its label or caption.
 
-An index holds paths and conditions, no video. Listed files that are not there are left out and
-counted in ``num_missing``; an index without any file is an error. How names in lists and tables
+An index holds paths and conditions, no video. Listed files that are not there or hold no byte are
+left out and counted in ``num_missing``, the latter named in ``empty``; an index without any file is
+an error. No video is opened: damage is found at its first use. How names in lists and tables
 are read, see ``cmdvid.data.files`` and ``cmdvid.data.tables``.
 """
 
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from cmdvid.data.files import (
     VIDEO_SUFFIXES,
     files_below,
+    is_empty,
     report_missing,
     report_rows,
     stays_inside,
@@ -58,6 +60,7 @@ class UCF101(Dataset[VideoEntry]):
         on_disk = {p.relative_to(videos).as_posix().lower(): p for p in files_below(videos)}
         self.classes: list[str] | None = names
         self.entries: list[VideoEntry] = []
+        self.empty: list[str] = []
         missing = []
         list_file = lists / f"{split}list{fold:02d}.txt"
         for line in read_lines(list_file):
@@ -65,11 +68,15 @@ class UCF101(Dataset[VideoEntry]):
             class_name = listed.split("/")[0]
             if class_name.lower() not in labels:
                 raise ValueError(f"{list_file}: class {class_name!r} is not in classInd.txt")
-            if path := on_disk.get(listed.lower()):
-                self.entries.append(VideoEntry(str(path), labels[class_name.lower()]))
-            else:
+            if not (path := on_disk.get(listed.lower())):
                 missing.append(tried(videos, listed))
-        self.num_missing = report_missing(list_file, missing, len(missing), len(self.entries))
+            elif is_empty(path):
+                self.empty.append(str(path))
+            else:
+                self.entries.append(VideoEntry(str(path), labels[class_name.lower()]))
+        self.num_missing = report_missing(
+            list_file, missing, len(missing), len(self.entries), self.empty
+        )
         report_rows(list_file, num_repeated=_num_repeated(self.entries))
 
     def __len__(self) -> int:
@@ -102,15 +109,19 @@ class VideoFolder(Dataset[VideoEntry]):
     def __init__(self, root: str, *, classes: Sequence[str] | None = None) -> None:
         folder = Path(root)
         self.classes: list[str] | None = None
-        self.num_missing = 0
+        self.empty: list[str] = []
         if classes is None and (metadata := metadata_rows(folder)):
             self._read_metadata(folder, *metadata)
             return
-        if not (files := files_below(folder)):
+        if not (found := files_below(folder)):
             raise ValueError(
                 f"{folder}: no video in this folder or below "
                 f"(looked for {' '.join(sorted(VIDEO_SUFFIXES))})"
             )
+        self.empty = [str(path) for path in found if is_empty(path)]
+        self.num_missing = report_missing(folder, [], 0, len(found) - len(self.empty), self.empty)
+        empty = set(self.empty)
+        files = [path for path in found if str(path) not in empty]
         if classes is None and (captions := _sidecars(folder, files)):
             self.entries = [VideoEntry(str(path), captions.get(path, "")) for path in files]
             if num_alone := len(files) - len(captions):
@@ -128,11 +139,15 @@ class VideoFolder(Dataset[VideoEntry]):
         missing = []
         for name, caption in rows:
             path = folder / name
-            if stays_inside(name) and path.is_file():
-                self.entries.append(VideoEntry(str(path), caption))
-            else:
+            if not stays_inside(name) or not path.is_file():
                 missing.append(tried(folder, name))
-        self.num_missing = report_missing(table, missing, len(missing), len(self.entries))
+            elif is_empty(path):
+                self.empty.append(str(path))
+            else:
+                self.entries.append(VideoEntry(str(path), caption))
+        self.num_missing = report_missing(
+            table, missing, len(missing), len(self.entries), self.empty
+        )
         num_bare = sum(entry.condition == "" for entry in self.entries)
         report_rows(table, num_repeated=_num_repeated(self.entries), num_bare=num_bare)
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, UInt64
 from cmdvid.types import VideoEntry
 
 TAIL = struct.Struct("<Q8s")
-MAGIC = b"cmdvid-1"  # a file of another layout gets another number
+MAGIC = b"cmdvid-2"  # a file of another layout gets another number
 ROW_BYTES = 24  # of a row beside its text
 
 
@@ -31,6 +31,7 @@ class TableFacts(NamedTuple):
     num_rows: int
     num_missing: int  # rows whose file is not there
     missing: list[str]  # the first of them
+    empty: list[str]  # files that are there, but hold no byte; their rows are left out
     num_bare: int  # kept rows without a caption
     num_repeated: int  # kept rows whose file another row has
     digest: str  # of the rows

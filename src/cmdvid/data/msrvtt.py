@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from cmdvid.data.files import files_below, report_missing
+from cmdvid.data.files import files_below, is_empty, report_missing
 from cmdvid.data.tables import csv_rows, read_lines, read_text
 from cmdvid.types import VideoEntry
 
@@ -48,6 +48,9 @@ class MSRVTT(Dataset[VideoEntry]):
         folder = Path(root) if root else Path(captions).parent
         found = {path.stem: str(path) for path in files_below(folder)}
         missing = [str(folder / f"{name}.mp4") for name in wanted if name not in found]
+        self.empty = [found[name] for name in wanted if name in found and is_empty(found[name])]
+        for path in self.empty:
+            del found[Path(path).stem]
         self.classes: list[str] | None = None
         self.entries = [
             VideoEntry(found[name], caption)
@@ -56,7 +59,7 @@ class MSRVTT(Dataset[VideoEntry]):
             for caption in (said[name] if seed is None else [_drawn(said[name], name, seed)])
         ]
         self.num_missing = report_missing(
-            Path(ids or captions), missing, len(missing), len(self.entries)
+            Path(ids or captions), missing, len(missing), len(self.entries), self.empty
         )
 
     def __len__(self) -> int:

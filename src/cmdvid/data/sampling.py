@@ -66,6 +66,7 @@ class Sample(Dataset[VideoEntry]):
         self.index = index
         entries = [index[row] for row in range(len(index))]  # type: ignore[arg-type]
         self.num_missing: int = getattr(index, "num_missing", 0)
+        self.empty: list[str] = getattr(index, "empty", [])
         self.classes: list[str] | None = getattr(index, "classes", None)
         if num < 1 or skip < 0:
             raise ValueError(f"Sample.num must be at least 1 and skip 0, got {num} and {skip}")

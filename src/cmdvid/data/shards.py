@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt64
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from cmdvid.data.files import path_keys
 from cmdvid.data.order import ShardWindows
 from cmdvid.data.shard_index import (
     ShardFacts,
@@ -68,6 +70,13 @@ class Shards(Dataset[VideoEntry]):
         self.windows = ShardWindows(sizes, window)
         self.ends = np.cumsum(sizes)
         self.num_missing = _report(urls, bad, sum(fact.left_out for fact in facts), len(self))
+
+    @property
+    def path_keys(self) -> UInt64[np.ndarray, " n"]:
+        """What tells each video from others: its shard, links followed, and its number there."""
+        sizes = self.windows.sizes
+        shards = path_keys(self.urls) - (self.ends - sizes).astype(np.uint64)
+        return np.repeat(shards, sizes) + np.arange(len(self), dtype=np.uint64)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0

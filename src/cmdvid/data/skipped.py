@@ -1,9 +1,10 @@
-"""Files that gave no clip: how many there are, and one report of them for all processes."""
+"""Files that gave no clip, or not all of it: how many, and one report for all processes."""
 
 import fcntl
 import json
 import logging
 import os
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGES = 20  # unusable files named in the log; a broken download has thousands
+EMPTY = "the file is empty (0 bytes)"
 FEW = 200  # files; the share of bad ones among fewer says little
 
 
@@ -22,13 +24,19 @@ class Unusable:
         num_files: Files of the index.
         max_fraction: Of the files tried so far, taken for 200 at least, no more may be unusable.
         report: Where they are listed.
+        empty: Files of no byte, which the index left out.
 
     Raises:
-        ValueError: If the share is no share.
+        ValueError: If the share is no share, or that of empty files too large.
     """
 
     def __init__(
-        self, num_files: int, *, max_fraction: float, report: "SkippedFiles | None" = None
+        self,
+        num_files: int,
+        *,
+        max_fraction: float,
+        report: "SkippedFiles | None" = None,
+        empty: Sequence[str] = (),
     ) -> None:
         if not 0 <= max_fraction <= 1:
             raise ValueError(f"max_bad_fraction must lie in 0..1, got {max_fraction}")
@@ -36,7 +44,15 @@ class Unusable:
         # in shared memory, so that workers learn from each other and the main process can count
         self.marked = torch.zeros(num_files, dtype=torch.bool).share_memory_()
         self.tried = torch.zeros_like(self.marked).share_memory_()
+        self.partial = torch.zeros_like(self.marked).share_memory_()
         self.reasons: list[str] = []  # the first that this process met
+        for path in empty if report else ():
+            report.add(path, EMPTY)
+        if len(empty) > max_fraction * max(num_files + len(empty), FEW):
+            raise ValueError(
+                f"{len(empty)} of {num_files + len(empty)} videos are files of no byte, more than "
+                f"data.max_bad_fraction ({max_fraction}) allows; the first is {empty[0]}"
+            )
 
     @property
     def count(self) -> int:
@@ -58,8 +74,7 @@ class Unusable:
         if number == MAX_MESSAGES:
             logger.warning("further unusable files are only counted")
         self.reasons = [*self.reasons, f"\n  {error}"][:3]
-        if self.report:
-            self.report.add(path, str(error).removeprefix(f"{os.path.abspath(path)}: "))
+        self._list(path, str(error))
         if number > self.max_fraction * max(tried, FEW):
             listed = f"\nall of them are in {self.report.path}" if self.report else ""
             raise ValueError(
@@ -68,13 +83,28 @@ class Unusable:
                 f"{''.join(self.reasons)}{listed}"
             )
 
+    def add_partial(self, file: int, path: str, said: str) -> None:
+        """Count, log and report a file that gave a clip, but without some frames, once."""
+        if self.partial[file]:
+            return
+        self.partial[file] = True
+        if (number := int(self.partial.sum())) <= MAX_MESSAGES:
+            logger.warning("%s", said)
+        if number == MAX_MESSAGES:
+            logger.warning("further damaged or short files are only counted")
+        self._list(path, said)
+
+    def _list(self, path: str, said: str) -> None:
+        if self.report:
+            self.report.add(path, said.removeprefix(f"{os.path.abspath(path)}: "))
+
 
 class SkippedFiles:
-    """A JSON line for each file that gave no clip: ``path``, ``reason`` and ``first_seen`` (UTC).
+    """A JSON line for each file that gave no clip, or not all of it.
 
-    Loader workers, processes of a distributed run and later runs in the same folder add to it; each
-    reads first what the others have added, so that no file comes twice. It is made with its first
-    line.
+    It holds ``path``, ``reason`` and ``first_seen`` (UTC). Loader workers, processes of a
+    distributed run and later runs in the same folder add to it; each reads first what the others
+    have added, so that no file comes twice. It is made with its first line.
 
     Args:
         path: The report.

@@ -3,7 +3,8 @@
 A csv is read once into a MappedTable, ``.cmdvid/{csv name}-{hash}.table`` beside the csv or, where
 that folder is read-only, the same name in ``$XDG_CACHE_HOME/cmdvid`` (``~/.cache/cmdvid``). It is
 made anew when the csv or a folder of videos was changed since: a folder's time of change tells of
-videos that came or went. On a disk that keeps no such times, delete ``.cmdvid`` instead.
+videos that came or went; files that were empty are looked at again. On a disk that keeps no such
+times, delete ``.cmdvid`` instead.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from filelock import FileLock
 from jaxtyping import UInt64
 from torch.utils.data import Dataset
 
-from cmdvid.data.files import report_missing, report_rows
+from cmdvid.data.files import is_empty, report_missing, report_rows
 from cmdvid.data.mapped_table import MappedTable
 from cmdvid.data.webvid_conversion import changed, convert
 from cmdvid.types import VideoEntry
@@ -36,8 +37,8 @@ class WebVid(Dataset[VideoEntry]):
     Args:
         csv: The csv file (UTF-8, commas).
         root: Folder that holds ``videos``; by default the csv's folder.
-        check_files: Leave out rows whose video is not there. Without it the folders are not
-            listed, and an absent video is found when its turn comes, as any unusable file.
+        check_files: Leave out rows whose video is not there or empty. Without it the folders are
+            not listed, and such a video is found when its turn comes, as any unusable file.
 
     Raises:
         ValueError: If the csv or a column is missing, none of its videos is there, or the table
@@ -50,7 +51,10 @@ class WebVid(Dataset[VideoEntry]):
         self.entries = _open_table(Path(csv), videos, check_files)
         facts, source = self.entries.facts, Path(csv)
         report_rows(source, num_repeated=facts.num_repeated, num_bare=facts.num_bare)
-        self.num_missing = report_missing(source, facts.missing, facts.num_missing, len(self))
+        self.empty = [str(videos / name) for name in facts.empty]
+        self.num_missing = report_missing(
+            source, facts.missing, facts.num_missing, len(self), self.empty
+        )
 
     @property
     def path_keys(self) -> UInt64[np.ndarray, " n"]:
@@ -111,10 +115,12 @@ def _fresh_table(path: Path, videos: Path, source: dict[str, Any]) -> MappedTabl
         table = MappedTable(str(path), root=str(videos))
     except (OSError, ValueError):
         return None
-    known = table.facts.folders.items()
-    if table.facts.source != source or any(changed(videos / name) != then for name, then in known):
+    facts = table.facts
+    if facts.source != source:
         return None
-    return table
+    if any(changed(videos / name) != then for name, then in facts.folders.items()):
+        return None
+    return table if all(is_empty(videos / name) for name in facts.empty) else None
 
 
 def _is_writable(folder: Path) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt64
 from tqdm import tqdm
 
-from cmdvid.data.files import NUM_SHOWN, path_key, report_missing, stays_inside, tried
+from cmdvid.data.files import NUM_SHOWN, is_empty, path_key, report_missing, stays_inside, tried
 from cmdvid.data.mapped_table import TableWriter
 from cmdvid.data.tables import clean_caption, csv_rows
 
@@ -21,6 +21,7 @@ class _Present(NamedTuple):
 
     names: UInt64[np.ndarray, " n"]  # keys of their paths
     files: UInt64[np.ndarray, " n"]  # keys of what the paths lead to, if they are links
+    empty: UInt64[np.ndarray, " e"]  # keys of the paths of files of no byte
     folders: dict[str, int]  # when each folder was changed
 
 
@@ -51,16 +52,19 @@ def convert(csv: Path, file: BinaryIO, *, videos: Path, source: dict[str, Any]) 
             real[folder] = os.path.realpath(videos / folder)
         writer.add(name, clean_caption(said), path_key(f"{real[folder]}/{file_name}"))
     keys, kept, folders = writer.keys, np.ones(len(writer), np.bool_), {}
+    hollow = ~kept  # rows whose file has no byte
     if source["check_files"]:
         present = _list_folders(videos, real)
+        hollow = np.isin(keys, present.empty)
         kept, keys = _find(keys, present)
         folders = present.folders
-    absent = np.flatnonzero(~kept)
+    empty = [writer.name(int(row)) for row in np.flatnonzero(hollow)]
+    absent = np.flatnonzero(~kept & ~hollow)
     missing = [*strange, *(writer.name(int(row)) for row in absent[:NUM_SHOWN])]
     missing = [tried(videos, name) for name in missing[:NUM_SHOWN]]
     num_missing = num_strange + len(absent)
     if not len(keys):
-        report_missing(csv, missing, num_missing, 0)
+        report_missing(csv, missing, num_missing, 0, [tried(videos, name) for name in empty])
     writer.finish(
         kept,
         keys,
@@ -68,20 +72,25 @@ def convert(csv: Path, file: BinaryIO, *, videos: Path, source: dict[str, Any]) 
         folders=folders,
         num_missing=num_missing,
         missing=missing,
+        empty=empty,
     )
 
 
 def _list_folders(videos: Path, real: dict[str, str]) -> _Present:
     """List the folders that a csv names, each once, and no other."""
-    names, files = bytearray(), bytearray()
+    names, files, empty = bytearray(), bytearray(), bytearray()
     folders = {}
     for folder, real_folder in tqdm(real.items(), desc="folders of videos", delay=2):
         before = changed(videos / folder)
         for file in _list(videos / folder):
-            names += (key := path_key(f"{real_folder}/{file.name}"))
+            key = path_key(f"{real_folder}/{file.name}")
+            if is_empty(file.path):
+                empty += key
+                continue
+            names += key
             files += path_key(os.path.realpath(file.path)) if file.is_symlink() else key
         folders[folder] = _settled(before)
-    return _Present(np.frombuffer(names, "<u8"), np.frombuffer(files, "<u8"), folders)
+    return _Present(*(np.frombuffer(keys, "<u8") for keys in (names, files, empty)), folders)
 
 
 def _list(folder: Path) -> list[os.DirEntry[str]]:
