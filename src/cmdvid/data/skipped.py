@@ -46,8 +46,9 @@ class Unusable:
         self.tried = torch.zeros_like(self.marked).share_memory_()
         self.partial = torch.zeros_like(self.marked).share_memory_()
         self.reasons: list[str] = []  # the first that this process met
-        for path in empty if report else ():
-            report.add(path, EMPTY)
+        if report:
+            for path in empty:
+                report.add(path, EMPTY)
         if len(empty) > max_fraction * max(num_files + len(empty), FEW):
             raise ValueError(
                 f"{len(empty)} of {num_files + len(empty)} videos are files of no byte, more than "

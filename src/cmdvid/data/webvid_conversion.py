@@ -90,7 +90,8 @@ def _list_folders(videos: Path, real: dict[str, str]) -> _Present:
             names += key
             files += path_key(os.path.realpath(file.path)) if file.is_symlink() else key
         folders[folder] = _settled(before)
-    return _Present(*(np.frombuffer(keys, "<u8") for keys in (names, files, empty)), folders)
+    there, apart, bare = (np.frombuffer(keys, "<u8") for keys in (names, files, empty))
+    return _Present(there, apart, bare, folders)
 
 
 def _list(folder: Path) -> list[os.DirEntry[str]]:
