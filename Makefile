@@ -37,13 +37,14 @@ $(READY): pyproject.toml
 overlay = --config configs/$(1)_shapes.yaml $(if $(FAST),--config configs/demo_fast/$(1)_shapes.yaml)
 place   = --trainer.default_root_dir $(RUN)/$(1) --trainer.callbacks.dirpath $(RUN)/$(1)
 latents = --model.autoencoder_ckpt $(RUN)/autoencoder/last.ckpt --data.latents $(RUN)/latents
-own     = --data.$(1) cmdvid.data.own.OwnVideos --data.$(1).root '$(DATA)' --data.$(1).split $(1) \
-  --data.$(1).val_share 0.2
 ifdef DATA
-# many windows of each video; and with nobody to judge generated clips, reconstruction is scored
-# a handful of videos is in both splits
-TRAIN  := $(call own,train) --data.train.min_clips 512 $(call own,val) --data.allow_leakage true
-SCORE  := --data.test null $(call own,val) --model.judge null --model.evaluation null \
+# written anew as small shards first, for random clips of large videos cost more than training;
+# many windows of each video; with nobody to judge generated clips, reconstruction is scored
+prepare = $(CMDVID) prepare --index cmdvid.data.own.OwnVideos --index.root '$(DATA)' \
+  --index.split $(1) --index.val_share 0.2 --short-side 64 --out $(RUN)/data/$(1)
+shards  = --data.$(1) cmdvid.data.shards.Shards --data.$(1).urls $(RUN)/data/$(1)
+TRAIN  := $(call shards,train) --data.train.min_clips 512 $(call shards,val)
+SCORE  := --data.test null $(call shards,val) --model.judge null --model.evaluation null \
   --trainer.limit_test_batches 8
 SAMPLE := $(SCORE) --trainer.limit_predict_batches 1
 SHEET  := $(RUN)/videos/contact_sheet.png
@@ -57,7 +58,8 @@ endif
 GENERATE = $(call overlay,generate) --ckpt $(RUN)/pipeline --trainer.default_root_dir $(RUN)
 
 demo: setup  ## train, generate and score on the shapes (FAST=1) or on your videos (DATA=DIR)
-	$(if $(DATA),,$(CMDVID) shapes --out $(RUN)/data $(VIDEOS))
+	$(if $(DATA),$(call prepare,train),$(CMDVID) shapes --out $(RUN)/data $(VIDEOS))
+	$(if $(DATA),$(call prepare,val))
 	$(CMDVID) fit $(call overlay,ae) $(call place,autoencoder) $(TRAIN)
 	rm -rf $(RUN)/latents
 	$(CMDVID) encode --ckpt $(RUN)/autoencoder/last.ckpt --data.batch_size 16 --out $(RUN)/latents

@@ -145,7 +145,9 @@ def test_nothing_usable_is_an_error_with_reasons(tmp_path, write_tar):
     (tmp_path / "1.tar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no video in these shards: .*1.tar: "):
         Shards(str(tmp_path))
-    with pytest.raises(ValueError, match=r"Shards.window must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match=r"Shards.window and min_clips must be at least 1, got 0 and 1"
+    ):
         Shards(str(tmp_path), window=0)
 
 
@@ -236,3 +238,12 @@ def test_what_a_server_lacks_is_named(server, tmp_path, caplog):
     gone = FilePart(f"{server[0]}/00004.tar", 0, 10)
     with pytest.raises(VideoError, match=r"4.tar::x.mp4: cannot be read"):
         read_clip("4.tar::x.mp4", SPEC, part=gone)
+
+
+def test_few_videos_are_named_again_and_again(shards):
+    index = Shards(str(shards), min_clips=50)
+    alone = Shards(str(shards))
+    assert len(index) == 50
+    assert index.num_files == len(alone)
+    assert index[len(alone) + 1] == alone[1]
+    assert len(Shards(str(shards), min_clips=2)) == len(alone)

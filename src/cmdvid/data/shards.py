@@ -39,6 +39,8 @@ class Shards(Dataset[VideoEntry]):
     Args:
         urls: A folder of ``.tar`` files, one file, numbered ones as ``DIR/{00000..00099}.tar``, or
             a list of such; paths or URLs.
+        min_clips: Name the videos again and again up to this many rows. Each row is a clip of its
+            own, from another window, so that a few videos fill batches and caches.
         window: Shards that are shuffled together; fewer keep reading more in sequence, more mix
             better. ``cmdvid prepare`` keeps the order of its index, where neighbours are alike.
         index_folder: Where to keep indexes; by default in ``.cmdvid-index`` beside the shards, or,
@@ -49,10 +51,17 @@ class Shards(Dataset[VideoEntry]):
     """
 
     def __init__(
-        self, urls: str | list[str], *, window: int = 16, index_folder: str | None = None
+        self,
+        urls: str | list[str],
+        *,
+        min_clips: int = 1,
+        window: int = 16,
+        index_folder: str | None = None,
     ) -> None:
-        if window < 1:
-            raise ValueError(f"Shards.window must be at least 1, got {window}")
+        if window < 1 or min_clips < 1:
+            raise ValueError(
+                f"Shards.window and min_clips must be at least 1, got {window} and {min_clips}"
+            )
         files, bad = list_shards(urls)
         self.classes: list[str] | None = None
         self.urls: list[str] = []
@@ -66,26 +75,31 @@ class Shards(Dataset[VideoEntry]):
                 self.indexes.append(index_path(file, index_folder))
                 facts.append(found)
         _check_kinds(self.urls, facts)
-        sizes = np.array([fact.num_videos for fact in facts], np.int64)
-        self.windows = ShardWindows(sizes, window)
-        self.ends = np.cumsum(sizes)
-        self.num_missing = _report(urls, bad, sum(fact.left_out for fact in facts), len(self))
+        self.sizes = np.array([fact.num_videos for fact in facts], np.int64)
+        self.ends = np.cumsum(self.sizes)
+        self.num_files = int(self.ends[-1]) if len(self.ends) else 0
+        self.num_rows = max(self.num_files, min_clips)
+        # few videos that are read again and again have no order to keep
+        whole = self.num_rows == self.num_files
+        self.windows = ShardWindows(self.sizes, window) if whole else None
+        left_out = sum(fact.left_out for fact in facts)
+        self.num_missing = _report(urls, bad, left_out, self.num_files)
 
     @property
     def path_keys(self) -> UInt64[np.ndarray, " n"]:
         """What tells each video from others: its shard, links followed, and its number there."""
-        sizes = self.windows.sizes
-        shards = path_keys(self.urls) - (self.ends - sizes).astype(np.uint64)
-        return np.repeat(shards, sizes) + np.arange(len(self), dtype=np.uint64)
+        shards = path_keys(self.urls) - (self.ends - self.sizes).astype(np.uint64)
+        return np.repeat(shards, self.sizes) + np.arange(self.num_files, dtype=np.uint64)
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
+        return self.num_rows
 
     def __getitem__(self, index: int) -> VideoEntry:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
+        index %= self.num_files
         shard = int(np.searchsorted(self.ends, index, side="right"))
-        row = index - int(self.ends[shard] - self.windows.sizes[shard])
+        row = index - int(self.ends[shard] - self.sizes[shard])
         table, url = read_index(self.indexes[shard]), self.urls[shard]
         name, condition = table.row(row)
         offset, size = table.videos[row].tolist()
