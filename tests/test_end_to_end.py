@@ -153,7 +153,7 @@ def test_the_report_names_every_level(run, tmp_path):
     main([*words, "--trainer.default_root_dir", str(tmp_path)])
     report = (tmp_path / "report.md").read_text()
     for level in ("real", "reconstruction", "motion given content", "generated"):
-        assert report.count(f" {level} ") == 2, level
+        assert report.count(f"| {level} ") == 2, level
     assert json.loads((tmp_path / "report.json").read_text())
 
 

@@ -13,7 +13,8 @@ def write(path, captions, kept):
             writer.add(f"a/{number}.mp4", caption, number.to_bytes(8, "little"))
         assert writer.name(1) == "a/1.mp4"
         kept = np.array(kept)
-        writer.finish(kept, writer.keys[kept], source={}, folders={}, num_missing=0, missing=["ü"])
+        facts = {"source": {}, "folders": {}, "num_missing": 0, "missing": ["ü"], "empty": []}
+        writer.finish(kept, writer.keys[kept], **facts)
     return MappedTable(str(path), root="/root")
 
 

@@ -7,6 +7,7 @@ and stays below the root. One that is absolute, or has ``..`` or a backslash, na
 import hashlib
 import logging
 import os
+import stat
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
@@ -77,9 +78,10 @@ def tried(root: Path, name: str) -> str:
 def is_empty(path: str | Path) -> bool:
     """Whether a file has no byte, as a download that failed leaves it; the file is not opened."""
     try:
-        return os.stat(path).st_size == 0
+        found = os.stat(path)
     except OSError:  # found when it is read, with a reason
         return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0
 
 
 def report_missing(
