@@ -13,7 +13,7 @@ LAYERS = (  # a row imports only from rows above it
     {"video", "reencode", "sheet", "losses", "metrics"},
     {"models", "data"},
     {"evaluation"},
-    {"request", "pipeline", "stages", "callbacks", "export"},
+    {"request", "pipeline", "stages", "callbacks", "progress", "export"},
     {"profiling", "memory", "cost_parts", "cost_report"},
     {"profile_command", "settings", "trainer", "cli", "__main__", "__init__"},
 )
@@ -26,6 +26,7 @@ ONLY = {
     "lightning": {
         "stages",
         "callbacks",
+        "progress",
         "data",
         "evaluation",
         "profile_command",

@@ -8,6 +8,7 @@ cuts no checkpoint.
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
+from cmdvid.progress import ProgressLines
 from cmdvid.settings import (
     CONFIG_KEY,
     defaults,
@@ -212,14 +214,16 @@ def main(args: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec")
     if args[0] != "fit":  # says where new checkpoints would go; there are none
         warnings.filterwarnings("ignore", message="The dirpath has changed")
+    trainer_defaults: dict[str, Any] = {"use_distributed_sampler": False}  # our samplers share out
+    if args[0] == "fit" and not sys.stdout.isatty():  # a job's log
+        trainer_defaults |= {"enable_progress_bar": False, "callbacks": [ProgressLines()]}
     CLI(
         LightningModule,
         VideoDataModule,
         args=list(args),
         subclass_mode_model=True,
         trainer_class=CMDTrainer,
-        # our samplers share out the clips themselves
-        trainer_defaults={"use_distributed_sampler": False},
+        trainer_defaults=trainer_defaults,
         seed_everything_default=42,
         auto_configure_optimizers=False,
         save_config_callback=SaveConfig,

@@ -1,4 +1,4 @@
-"""Networks cut up over processes (FSDP2): each keeps its share of weights, gradients and moments."""
+"""Networks cut up over processes (FSDP2): each keeps a share of weights, gradients and moments."""
 
 from typing import Any, cast
 
@@ -32,8 +32,8 @@ def refuse_sharding(stage: LightningModule) -> None:
     """
     if is_sharded(stage.trainer):
         raise ValueError(
-            f"trainer.strategy: only content and motion models are cut up, not {type(stage).__name__}; "
-            "take strategy ddp"
+            "trainer.strategy: only content and motion models are cut up, not "
+            f"{type(stage).__name__}; take strategy ddp"
         )
 
 
@@ -80,6 +80,28 @@ def refuse_optimizer(stage: LightningModule, optimizer: Optimizer) -> None:
             "model.init_args.optimizer: Muon needs whole matrices, but trainer.strategy cuts them "
             "up; take torch.optim.Adam, or strategy ddp"
         )
+
+
+def refuse_other_order(stage: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """See that the optimizer's states of a checkpoint went to the weights that they belong to.
+
+    Lightning goes by their numbers: those of the weights in the model here, but in the optimizer's
+    groups on uncut models.
+
+    Raises:
+        ValueError: If the networks are cut up, but were not when the checkpoint was written.
+    """
+    if not any(isinstance(module, FSDPModule) for module in stage.modules()):
+        return
+    number = {id(p): n for n, p in enumerate(stage.parameters())}
+    states = checkpoint.get("optimizer_states", [])
+    for optimizer, state in zip(stage.trainer.optimizers, states, strict=False):
+        ours = [[number[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+        if ours != [group["params"] for group in state["param_groups"]]:
+            raise ValueError(
+                "the checkpoint's optimizer is of a model that was not cut up; go on with strategy "
+                "ddp (a model that was cut up can go on with any)"
+            )
 
 
 def _shard(network: nn.Module, mesh: DeviceMesh | None) -> None:
