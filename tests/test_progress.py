@@ -77,6 +77,7 @@ def test_clips_operations_and_gradients_are_logged(tmp_path):
     values = logged(tmp_path)
     assert values["speed/clips"] == [4, 8]
     assert values["train/gradient_norm"] == pytest.approx([net.norms[1], net.norms[3]])
+    assert values["train/lr"] == pytest.approx([1e-4, 1e-4])
     # 2 operations for each of 6 x 5 products in the forward pass of 2 x 3 x 2 x 4 rows, and as many
     # for the gradient of the weights
     operations = 2 * 2 * (6 * 5) * (2 * 3 * 2 * 4)

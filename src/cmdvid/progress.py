@@ -27,7 +27,7 @@ class Throughput(Callback):
       GPU, which works on meanwhile, no time may be lost to it;
     - ``speed/tflops`` of a device, and ``speed/utilisation``, its share of ``peak_tflops``;
     - ``speed/memory_gb``: most memory so far, of the first GPU, or of the process on a CPU;
-    - ``train/gradient_norm``: before it is clipped.
+    - ``train/gradient_norm``: before it is clipped; and ``train/lr``, of the first group.
 
     Args:
         peak_tflops: What a device can do in the precision of training, such as 312 for an A100 and
@@ -67,20 +67,19 @@ class Throughput(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Log the norm of all gradients."""
+        """Log the learning rate and the norm of all gradients."""
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             grads = [p.grad for g in optimizer.param_groups for p in g["params"]]
             norm: Any = get_total_norm([grad for grad in grads if grad is not None])
             whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of pieces
             pl_module.log("train/gradient_norm", whole, batch_size=1)
+            pl_module.log("train/lr", optimizer.param_groups[0]["lr"], batch_size=1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the clips, and log after the steps that Lightning logs."""
-        if self.counter is not None:
-            self.counter.__exit__(None, None, None)
-            self.flops, self.counter = float(self.counter.get_total_flops()), None
+        self._stop_counting()
         clips = len(batch.index) * trainer.world_size
         self.clips, self.since, self.passes = (
             self.clips + clips,
@@ -102,6 +101,17 @@ class Throughput(Callback):
         if not trainer.sanity_checking:
             pause = time.perf_counter() - self.paused
             self.begun, self.ended = self.begun + pause, self.ended + pause
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave nothing switched on that what follows would run under."""
+        self._stop_counting()
+
+    def _stop_counting(self) -> None:
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+            self.flops, self.counter = float(self.counter.get_total_flops()), None
 
     def _begin(self) -> None:
         self.begun, self.waited, self.since, self.passes = time.perf_counter(), 0.0, 0, 0
