@@ -10,7 +10,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (  # a row imports only from rows above it
     {"types"},
     {"container"},
-    {"video", "reencode", "sheet", "losses", "metrics"},
+    {"video", "reencode", "sheet", "losses", "optim", "metrics"},
     {"models", "data"},
     {"evaluation"},
     {"request", "pipeline", "stages", "callbacks", "progress", "export"},

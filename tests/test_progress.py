@@ -43,7 +43,7 @@ class Net(LightningModule):
         time.sleep(0.1)
 
     def on_before_optimizer_step(self, optimizer):
-        self.norms.append(self.layer.weight.grad.norm())
+        self.norms.append(self.layer.weight.grad.norm().item())
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1e-4)

@@ -145,17 +145,17 @@ class ProgressLines(Callback):
     ) -> None:
         """Print a line after the steps that are logged, and after the last one."""
         stepped, self.step = trainer.global_step != self.step, trainer.global_step
-        total = trainer.estimated_stepping_batches
+        total = trainer.estimated_stepping_batches  # may be inf
         due = self.step % trainer.log_every_n_steps == 0 or self.step == total
         if not (stepped and due and trainer.is_global_zero):
             return
         speed = (self.step - self.start) / (time.monotonic() - self.begun)
         values = (f"{k} {v:.4g}" for k, v in trainer.progress_bar_metrics.items() if k != "v_num")
-        words = [f"step {self.step}/{total}", *values, f"{speed:.3g} steps/s"]
+        place, rest = f"step {self.step}", ""
         if total != float("inf"):
-            left = timedelta(seconds=round((total - self.step) / speed))
-            words.append(f"{left} left")
-        print(", ".join(words), flush=True)
+            place += f"/{total}"
+            rest = f", {timedelta(seconds=round((total - self.step) / speed))} left"
+        print(f"{', '.join([place, *values])}, {speed:.3g} steps/s{rest}", flush=True)
 
 
 def _peak_memory(device: torch.device) -> float:
