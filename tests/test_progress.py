@@ -40,7 +40,7 @@ class Net(LightningModule):
         return loss
 
     def validation_step(self, batch):
-        time.sleep(0.1)
+        time.sleep(0.5)
 
     def on_before_optimizer_step(self, optimizer):
         self.norms.append(self.layer.weight.grad.norm().item())
@@ -94,25 +94,29 @@ def test_clips_operations_and_gradients_are_logged(tmp_path):
 
 
 def test_waiting_for_data_is_told_apart_from_work(tmp_path):
-    fit(tmp_path / "reads", Throughput(), read=0.05)
-    fit(tmp_path / "works", Throughput(), Net(seconds=0.1))
-    assert min(logged(tmp_path / "reads")["speed/data_wait"]) > 0.5
-    assert max(logged(tmp_path / "works")["speed/data_wait"]) < 0.5
+    fit(tmp_path / "reads", Throughput(), read=0.1)
+    fit(tmp_path / "works", Throughput(), Net(seconds=0.3))
+    reads, works = (logged(tmp_path / kind)["speed/data_wait"] for kind in ("reads", "works"))
+    assert all(0 <= wait <= 1 for wait in reads + works)
+    assert reads[1] > works[1]  # not the first, when all is new
 
 
 def test_validation_takes_no_time_of_training(tmp_path):
     fit(tmp_path, Throughput(), limit_val_batches=4, val_check_interval=1, num_sanity_val_steps=1)
-    # with the validation's 0.4 s after the first step, two steps would make 4 clips in 0.4 s
-    assert logged(tmp_path)["speed/clips_per_s"][0] > 4 / 0.35
+    # the validation after the first step takes 2 s, in which two steps would make 4 clips
+    assert logged(tmp_path)["speed/clips_per_s"][0] > 4 / 1.9
 
 
-def test_passes_between_steps_count_as_work_and_a_resumed_run_counts_on(tmp_path):
-    trainer = fit(tmp_path, Throughput(), accumulate_grad_batches=2, log_every_n_steps=1)
+def test_passes_between_steps_count_as_work(tmp_path):
+    fit(tmp_path, Throughput(), accumulate_grad_batches=2, log_every_n_steps=1)
     assert logged(tmp_path)["speed/clips"] == [4, 8, 12, 16]
+
+
+def test_a_resumed_run_counts_on(tmp_path):
+    trainer = fit(tmp_path, Throughput())
     trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=False)
-    more = {"max_steps": 6, "accumulate_grad_batches": 2, "log_every_n_steps": 1}
-    fit(tmp_path / "more", Throughput(), ckpt=tmp_path / "x.ckpt", **more)
-    assert logged(tmp_path / "more")["speed/clips"] == [20, 24]
+    fit(tmp_path / "more", Throughput(), ckpt=tmp_path / "x.ckpt", max_steps=6, log_every_n_steps=1)
+    assert logged(tmp_path / "more")["speed/clips"] == [10, 12]
 
 
 def test_a_peak_that_is_none_is_refused():
