@@ -10,10 +10,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (  # a row imports only from rows above it
     {"types", "frames", "signals"},
     {"container"},
-    {"video", "reencode", "sheet", "losses", "metrics"},
+    {"video", "reencode", "sheet", "losses", "optim", "metrics"},
     {"models", "data"},
     {"report", "report_html", "manifest", "protocols", "vectors", "evaluation", "evaluator"},
-    {"request", "pipeline", "stages", "callbacks", "export", "preemption"},
+    {"request", "pipeline", "stages", "callbacks", "progress", "export", "preemption"},
     {"profiling", "memory", "cost_parts", "cost_report"},
     {"profile_command", "evaluate_command", "settings", "trainer", "cli", "slurm"},
     {"__main__", "__init__"},
@@ -27,6 +27,7 @@ ONLY = {
     "lightning": {
         "stages",
         "callbacks",
+        "progress",
         "data",
         "evaluation",
         "preemption",
