@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -68,7 +68,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Log the learning rate and the norm of all gradients."""
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        if (trainer.global_step + 1) % cast(Any, trainer).log_every_n_steps == 0:
             grads = [p.grad for g in optimizer.param_groups for p in g["params"]]
             norm: Any = get_total_norm([grad for grad in grads if grad is not None])
             whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of pieces
@@ -87,7 +87,7 @@ class Throughput(Callback):
             self.passes + 1,
         )
         stepped, self.step = trainer.global_step != self.step, trainer.global_step
-        if stepped and self.step % trainer.log_every_n_steps == 0:
+        if stepped and self.step % cast(Any, trainer).log_every_n_steps == 0:
             pl_module.log_dict(self._measured(pl_module.device), batch_size=1)
             self._begin()
         self.ended = time.perf_counter()
@@ -146,7 +146,7 @@ class ProgressLines(Callback):
         """Print a line after the steps that are logged, and after the last one."""
         stepped, self.step = trainer.global_step != self.step, trainer.global_step
         total = trainer.estimated_stepping_batches  # may be inf
-        due = self.step % trainer.log_every_n_steps == 0 or self.step == total
+        due = self.step % cast(Any, trainer).log_every_n_steps == 0 or self.step == total
         if not (stepped and due and trainer.is_global_zero):
             return
         speed = (self.step - self.start) / (time.monotonic() - self.begun)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -208,7 +209,7 @@ def _pixels(
     """Red, green and blue of one decoded frame, upright and of the wanted size."""
     if _fits_planes(frame, size):
         planar = convert.reformat(frame, format="gbrp", dst_color_range="JPEG", threads=1)
-        planes = [np.frombuffer(plane, np.uint8) for plane in planar.planes]
+        planes = [np.frombuffer(cast(Any, plane), np.uint8) for plane in planar.planes]
         green, blue, red = (
             torch.from_numpy(plane.reshape(frame.height, -1))[None, :, : frame.width]
             for plane in planes
