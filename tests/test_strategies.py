@@ -22,7 +22,7 @@ from cmdvid.types import ClipBatch
 pytestmark = [pytest.mark.slow, pytest.mark.ddp]
 TESTS = Path(__file__).parent
 CLUSTER = TESTS.parent / "configs/cluster"
-SPEC = {"num_frames": 4, "image_size": [32, 48]}
+SPEC = {"num_frames": 4, "image_size": [32, 64]}
 SIZE = {"width": 16, "depth": 2, "num_heads": 2}
 CASES = ["ae ddp", "content ddp", "motion ddp", "content fsdp", "motion fsdp"]
 REFUSED = {
