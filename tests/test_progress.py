@@ -4,12 +4,15 @@ import time
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from cmdvid.data.datamodule import VideoDataModule
+from cmdvid.data.index import VideoFolder
 from cmdvid.progress import ProgressLines, Throughput
 from cmdvid.types import ClipBatch
+from cmdvid.video import ClipSpec, write_clip
 
 
 class Clips(torch.utils.data.Dataset):
@@ -29,9 +32,9 @@ class Clips(torch.utils.data.Dataset):
 class Net(LightningModule):
     """One linear layer, whose step takes at least a while."""
 
-    def __init__(self, seconds: float = 0.0):
+    def __init__(self, seconds: float = 0.0, width: int = 6):
         super().__init__()
-        self.layer, self.seconds, self.norms = torch.nn.Linear(6, 5, bias=False), seconds, []
+        self.layer, self.seconds, self.norms = torch.nn.Linear(width, 5, bias=False), seconds, []
 
     def training_step(self, batch):
         time.sleep(self.seconds)
@@ -49,20 +52,24 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-4)
 
 
-def fit(folder, callback, net=None, *, read=0.0, ckpt=None, **options):
+def trainer(folder, callbacks, **options):
     options = {"max_steps": 4, "log_every_n_steps": 2, "limit_val_batches": 0} | options
-    trainer = Trainer(
+    return Trainer(
         logger=CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1),
-        callbacks=[callback],
+        callbacks=callbacks,
         accelerator="cpu",
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
         **options,
     )
+
+
+def fit(folder, callback, net=None, *, read=0.0, ckpt=None, **options):
+    training = trainer(folder, [callback], **options)
     loader = DataLoader(Clips(read), batch_size=2)
-    trainer.fit(net or Net(), loader, DataLoader(Clips(0.0), batch_size=2), ckpt_path=ckpt)
-    return trainer
+    training.fit(net or Net(), loader, DataLoader(Clips(0.0), batch_size=2), ckpt_path=ckpt)
+    return training
 
 
 def logged(folder) -> dict[str, list[float]]:
@@ -113,10 +120,46 @@ def test_passes_between_steps_count_as_work(tmp_path):
 
 
 def test_a_resumed_run_counts_on(tmp_path):
-    trainer = fit(tmp_path, Throughput())
-    trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=False)
+    training = fit(tmp_path, Throughput())
+    training.save_checkpoint(tmp_path / "x.ckpt", weights_only=False)
     fit(tmp_path / "more", Throughput(), ckpt=tmp_path / "x.ckpt", max_steps=6, log_every_n_steps=1)
     assert logged(tmp_path / "more")["speed/clips"] == [10, 12]
+
+
+class SaveOften(Callback):
+    """A checkpoint after each pass, also within an optimizer step, of what was trained on."""
+
+    def __init__(self, folder):
+        self.folder, self.rows = folder, []
+
+    def on_train_batch_end(self, trainer, net, outputs, batch, batch_idx):
+        self.rows.append(batch.index.tolist())
+        path = self.folder / f"pass={len(self.rows)}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+
+
+def test_passes_that_a_resumed_run_makes_again_count_once(tmp_path):
+    """From within a step, and from the end of an epoch, whose last step is of one pass alone."""
+    for i in range(5):
+        clip = torch.full((3, 4, 16, 24), i / 5)
+        write_clip(tmp_path / f"videos/class/{i}.mp4", clip, fps=8)
+    options = {"accumulate_grad_batches": 2, "log_every_n_steps": 1, "max_epochs": 2}
+    options |= {"max_steps": -1, "use_distributed_sampler": False}
+
+    def train(name, ckpt=None):
+        videos = VideoFolder(str(tmp_path / "videos"))
+        spec = ClipSpec(num_frames=2, image_size=(16, 24))
+        data = VideoDataModule(videos, spec=spec, batch_size=1, num_workers=0)
+        folder, saving = tmp_path / name, SaveOften(tmp_path / name)
+        net = Net(width=24)
+        trainer(folder, [Throughput(), saving], **options).fit(net, data, ckpt_path=ckpt)
+        return saving.rows, logged(folder)["speed/clips"]
+
+    rows, clips = train("whole")
+    assert clips == [2, 4, 5, 7, 9, 10]
+    for done, used, steps in [(1, 0, 0), (3, 2, 1), (4, 4, 2), (5, 5, 3), (8, 7, 4)]:
+        again = train(f"from {done}", tmp_path / f"whole/pass={done}.ckpt")
+        assert again == (rows[used:], clips[steps:]), done
 
 
 def test_a_peak_that_is_none_is_refused():

@@ -29,8 +29,8 @@ REFUSED = {
     "ae fsdp": "only content and motion models are cut up, not AutoencoderStage",
     "lora fsdp": "as with lora_rank, cannot be cut up",
     "muon fsdp": "Muon needs whole matrices",
-    "pieces fsdp": "save_distributed_checkpoint must be false",
-    "resumed fsdp": "the checkpoint's optimizer is of a model that was not cut up",
+    "pieces fsdp": "take cmdvid.stages.sharding.Sharded",
+    "resumed fsdp": "its optimizer is of a model that was not cut up",
 }
 
 
@@ -57,9 +57,9 @@ def write(run: Path, name: str, stage: str, **model) -> None:
     (run / f"{name}.yaml").write_text(yaml.safe_dump(settings))
 
 
-def fit(run: Path, name: str, overlay: str | None, *words: str) -> list[str]:
-    """The arguments that train a stage by an overlay, in a folder of that name."""
-    folder = run / (f"{name} {overlay}" if overlay else name)
+def fit(run: Path, name: str, overlay: str | None, *words: str, to: str | None = None) -> list[str]:
+    """The arguments that train a stage by an overlay, in a folder ``to``, or else of that name."""
+    folder = run / (to or (f"{name} {overlay}" if overlay else name))
     checkpoint = {"dirpath": str(folder), "save_last": True, "save_top_k": 0}
     callbacks = [
         {"class_path": "cmdvid.callbacks.ClipPreview"},
@@ -129,15 +129,27 @@ def run(sd_folder, tmp_path_factory) -> Path:
         model = {"diffusion": part("diffusion.Diffusion", **parts), "num_inference_steps": 2}
         stage = "MotionStage" if name == "motion" else "ContentStage"
         write(run, name, stage, autoencoder_ckpt=str(run / "ae/last.ckpt"), **model)
-    pieces = "--trainer.strategy.init_args.save_distributed_checkpoint"
+    lightnings = "lightning.pytorch.strategies.ModelParallelStrategy"
     words = {
         "muon": ["motion", "fsdp", "--model.optimizer", "cmdvid.optim.Muon"],
-        "pieces": ["motion", "fsdp", pieces, "true"],
+        "pieces": ["motion", "ddp", "--trainer.strategy", lightnings],
         "resumed": ["motion", "fsdp", "--ckpt", str(run / "motion ddp/last.ckpt")],
     }
     cases = [words.get(case.split()[0], case.split()) for case in [*CASES, *REFUSED]]
-    (run / "said.txt").write_text(together([fit(run, *case) for case in cases]))
+    runs = [*(fit(run, *case) for case in cases), *stopped(run)]
+    (run / "said.txt").write_text(together(runs))
     return run
+
+
+def stopped(run: Path) -> list[list[str]]:
+    """A training of three steps with Adam, and the same stopped after two."""
+    adam = ["--model.optimizer", "torch.optim.Adam", "--model.optimizer.lr", "0.001"]
+    resumed = ["--ckpt", str(run / "half/last.ckpt")]
+    return [
+        fit(run, "motion", "fsdp", *adam, "--trainer.max_steps", "3", to="whole"),
+        fit(run, "motion", "fsdp", *adam, to="half"),
+        fit(run, "motion", "fsdp", *adam, "--trainer.max_steps", "3", *resumed, to="resumed"),
+    ]
 
 
 def dumped(run: Path, case: str) -> list[dict]:
@@ -153,6 +165,8 @@ def stage_of(run: Path, name: str, weights: dict) -> torch.nn.Module:
     assert parameters.keys() == weights.keys()
     for key, value in weights.items():
         parameters[key].data.copy_(value)
+    if hasattr(stage, "latents"):
+        assert stage.latents.frozen  # read, for that draws from the noise
     return stage
 
 
@@ -217,6 +231,17 @@ def test_training_goes_on_on_one_device_with_the_optimizers_states(run, tmp_path
     before = torch.load(run / "motion fsdp/last.ckpt", weights_only=True)["state_dict"]
     assert any(not torch.equal(before[k], v) for k, v in ends[1].items())
     torch.testing.assert_close(ends[1], ends[0], atol=1e-5, rtol=1e-3)
+
+
+def test_a_training_that_was_stopped_ends_as_the_whole_one(run):
+    half, resumed, whole = (
+        torch.load(run / name / "last.ckpt", weights_only=True)
+        for name in ("half", "resumed", "whole")
+    )
+    assert (half["global_step"], resumed["global_step"]) == (2, 3)
+    torch.testing.assert_close(resumed["state_dict"], whole["state_dict"])
+    torch.testing.assert_close(resumed["optimizer_states"], whole["optimizer_states"])
+    assert any(not torch.equal(half["state_dict"][k], v) for k, v in whole["state_dict"].items())
 
 
 def test_previews_of_models_that_are_cut_up_are_drawn_by_all(run):

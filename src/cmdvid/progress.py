@@ -38,16 +38,17 @@ class Throughput(Callback):
         if peak_tflops is not None and peak_tflops <= 0:
             raise ValueError(f"Throughput.peak_tflops must be above 0, got {peak_tflops}")
         self.peak_tflops = peak_tflops
-        self.clips, self.flops = 0, 0.0
+        self.clips, self.used = 0, 0  # seen, and those of them that optimizer steps have used
+        self.flops = 0.0
         self.counter: FlopCounterMode | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"clips": self.clips}
+        """What a checkpoint keeps: a resumed run reads again what no step has used."""
+        return {"clips": self.used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Count on where the checkpoint stood."""
-        self.clips = state_dict["clips"]
+        self.clips = self.used = state_dict["clips"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clocks."""
@@ -81,12 +82,11 @@ class Throughput(Callback):
         """Count the clips, and log after the steps that Lightning logs."""
         self._stop_counting()
         clips = len(batch.index) * trainer.world_size
-        self.clips, self.since, self.passes = (
-            self.clips + clips,
-            self.since + clips,
-            self.passes + 1,
-        )
+        self.clips, self.since = self.clips + clips, self.since + clips
+        self.passes += 1
         stepped, self.step = trainer.global_step != self.step, trainer.global_step
+        if stepped:
+            self.used = self.clips
         if stepped and self.step % cast(Any, trainer).log_every_n_steps == 0:
             pl_module.log_dict(self._measured(pl_module.device), batch_size=1)
             self._begin()

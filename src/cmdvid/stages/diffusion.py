@@ -13,7 +13,7 @@ from cmdvid.stages.latents import LatentSource
 from cmdvid.stages.networks import describe
 from cmdvid.stages.noise import sample_generators, seed_batch
 from cmdvid.stages.optimization import clip, configure
-from cmdvid.stages.sharding import refuse_optimizer, refuse_other_order, shard
+from cmdvid.stages.sharding import refuse_optimizer, shard
 from cmdvid.stages.sizes import check_sides
 from cmdvid.types import ClipBatch, Condition, LatentBatch, VideoLatent
 
@@ -156,7 +156,6 @@ class DiffusionStage(LightningModule):
             subject="the checkpoint was trained on",
             advice=": correct autoencoder_ckpt, or train this stage anew",
         )
-        refuse_other_order(self, checkpoint)
         self.latents.shapes = checkpoint.get("latent_shapes", {})
 
     def configure_optimizers(self) -> Any:

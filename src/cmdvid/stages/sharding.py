@@ -1,6 +1,8 @@
 """Networks cut up over processes (FSDP2): each keeps a share of weights, gradients and moments."""
 
-from typing import Any, cast
+import warnings
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -10,13 +12,56 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.optim import Optimizer
 
 from cmdvid.models.diffusion import Diffusion
 from cmdvid.models.layers import AdaLNBlock
 from cmdvid.optim import Muon
 
 BLOCKS = (AdaLNBlock, BasicTransformerBlock, ResnetBlock2D)  # whole one at a time, while they work
+
+
+class Sharded(ModelParallelStrategy):
+    """Lightning's strategy, with checkpoints in one file, as any other command reads.
+
+    Args:
+        data_parallel_size: Copies of the model; one on each machine by default.
+        tensor_parallel_size: Devices that a copy is cut over; those of a machine by default.
+    """
+
+    def __init__(
+        self,
+        data_parallel_size: Literal["auto"] | int = "auto",
+        tensor_parallel_size: Literal["auto"] | int = "auto",
+    ):
+        super().__init__(
+            data_parallel_size, tensor_parallel_size, save_distributed_checkpoint=False
+        )
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load weights and optimizers, unless their states would go to other weights.
+
+        Lightning goes by their numbers: those of the weights in the model here, but in the
+        optimizer's groups on uncut models.
+
+        Raises:
+            ValueError: If the networks were not cut up when the checkpoint was written, and its
+                optimizer has them in another order.
+        """
+        path = self.broadcast(checkpoint_path)
+        saved = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        assert self.lightning_module is not None
+        number = {id(p): n for n, p in enumerate(self.lightning_module.parameters())}
+        states = saved.get("optimizer_states", [])
+        for optimizer, state in zip(self.optimizers, states, strict=False):
+            ours = [[number[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+            if ours != [group["params"] for group in state["param_groups"]]:
+                raise ValueError(
+                    f"{path}: its optimizer is of a model that was not cut up; go on with "
+                    "strategy ddp (a model that was cut up can go on with any)"
+                )
+        return super().load_checkpoint(path, weights_only)
 
 
 def is_sharded(trainer: Trainer) -> bool:
@@ -49,59 +94,45 @@ def shard(stage: LightningModule, diffusion: Diffusion) -> None:
         diffusion: Its networks.
 
     Raises:
-        ValueError: If denoiser and average share weights, as with LoRA, or if checkpoints would be
-            folders, which no other command reads.
+        ValueError: If denoiser and average share weights, as with LoRA, or if the strategy is
+            Lightning's own.
     """
     if not is_sharded(stage.trainer):
         return
-    if cast(Any, stage.trainer.strategy)._save_distributed_checkpoint:
+    if not isinstance(stage.trainer.strategy, Sharded):
         raise ValueError(
-            "trainer.strategy.init_args.save_distributed_checkpoint must be false: a checkpoint in "
-            "pieces could be read by nothing but another run of as many processes"
+            "trainer.strategy: take cmdvid.stages.sharding.Sharded, as configs/cluster/fsdp.yaml "
+            "does; checkpoints of Lightning's ModelParallelStrategy are in pieces, and could be "
+            "read by nothing but another run of as many processes"
         )
-    average = cast(nn.Module, diffusion.ema.module)
+    average = diffusion.ema.module
     if set(diffusion.denoiser.parameters()) & set(average.parameters()):
         raise ValueError(
             "trainer.strategy: a network that shares weights with its moving average, as with "
             "lora_rank, cannot be cut up; take strategy ddp, for LoRA trains very little"
         )
+    # what the networks give is never changed in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for network in (diffusion.denoiser, diffusion.conditioner, *diffusion.averaged):
         _shard(network, stage.device_mesh)
 
 
-def refuse_optimizer(stage: LightningModule, optimizer: Optimizer) -> None:
+def refuse_optimizer(stage: LightningModule, configured: Any) -> None:
     """Say that an optimizer needs whole matrices.
+
+    Args:
+        stage: Whose trainer it is.
+        configured: The optimizer, alone or with a schedule, as the trainer gets it.
 
     Raises:
         ValueError: If it would get pieces of them.
     """
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
     if is_sharded(stage.trainer) and isinstance(optimizer, Muon):
         raise ValueError(
             "model.init_args.optimizer: Muon needs whole matrices, but trainer.strategy cuts them "
             "up; take torch.optim.Adam, or strategy ddp"
         )
-
-
-def refuse_other_order(stage: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """See that the optimizer's states of a checkpoint went to the weights that they belong to.
-
-    Lightning goes by their numbers: those of the weights in the model here, but in the optimizer's
-    groups on uncut models.
-
-    Raises:
-        ValueError: If the networks are cut up, but were not when the checkpoint was written.
-    """
-    if not any(isinstance(module, FSDPModule) for module in stage.modules()):
-        return
-    number = {id(p): n for n, p in enumerate(stage.parameters())}
-    states = checkpoint.get("optimizer_states", [])
-    for optimizer, state in zip(stage.trainer.optimizers, states, strict=False):
-        ours = [[number[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-        if ours != [group["params"] for group in state["param_groups"]]:
-            raise ValueError(
-                "the checkpoint's optimizer is of a model that was not cut up; go on with strategy "
-                "ddp (a model that was cut up can go on with any)"
-            )
 
 
 def _shard(network: nn.Module, mesh: DeviceMesh | None) -> None:
