@@ -66,7 +66,7 @@ demo: setup  ## train, generate and score on the shapes (FAST=1) or on your vide
 	@echo 'content and motion train side by side, a core each; content writes to $(RUN)/content.log'
 	@export OMP_NUM_THREADS=1; \
 	$(CMDVID) fit $(call overlay,content) $(call place,content) $(latents) \
-	  --trainer.enable_progress_bar false > $(RUN)/content.log 2>&1 & content=$$!; \
+	  > $(RUN)/content.log 2>&1 & content=$$!; \
 	trap 'kill $$content' INT TERM; \
 	$(CMDVID) fit $(call overlay,motion) $(call place,motion) $(latents) \
 	  || { kill $$content; exit 1; }; \

@@ -110,6 +110,21 @@ def test_the_short_help_names_real_options(verb, capsys):
     assert promised <= offered | {"--model", "--data", "--trainer"}
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_fails_with_a_code_that_a_job_can_see(verb, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, "--no-such-option", "1"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("cmdvid: error: ")
+
+
+def test_a_training_without_a_terminal_has_lines_in_place_of_a_bar(here, tmp_path, capsys):
+    words = ["--trainer.logger=false", f"--trainer.callbacks.dirpath={tmp_path}"]
+    main(["fit", "--config", "ae.yaml", f"--trainer.default_root_dir={tmp_path}", *words])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.partition(",")[0] for line in lines] == ["step 1/2", "step 2/2"]
+
+
 def test_fit_leaves_a_checkpoint_and_its_settings(here):
     assert yaml.safe_load(Path("run/config.fit.yaml").read_text())["data"]["batch_size"] == 2
     settings = torch.load("run/last.ckpt")["config"]

@@ -16,6 +16,7 @@ STAGES = {
     "generate": "GenerationStage",
 }
 RUNS = sorted(CONFIGS.glob("*.yaml"))
+CLUSTER = [CONFIGS / f"cluster/{name}.yaml" for name in ("ddp", "fsdp", "single24gb")]
 OVERLAYS = sorted(CONFIGS.glob("demo_fast/*.yaml"))
 
 
@@ -74,3 +75,16 @@ def test_a_step_on_webvid_has_the_papers_number_of_clips(path, monkeypatch):
         clips = trainer.devices * settings.data.batch_size * trainer.accumulate_grad_batches
         assert clips == (24 if stage == "ae" else 256)  # Tables 5-7
         assert trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize("overlay", CLUSTER, ids=lambda path: path.stem)
+@pytest.mark.parametrize("stage", ["ae_ucf101", "content_webvid", "motion_ucf101"])
+def test_a_strategy_overlays_any_training(stage, overlay, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    path = CONFIGS / f"{stage}.yaml"
+    base, changed = read(str(path)), read(str(path), ["--config", str(overlay)])
+    assert changed.trainer != base.trainer
+    assert changed.model.class_path == base.model.class_path
+    assert set(changed.model.init_args.keys()) == set(base.model.init_args.keys())
+    assert changed.trainer.accumulate_grad_batches == base.trainer.accumulate_grad_batches
+    build(changed)

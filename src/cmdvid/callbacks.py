@@ -24,6 +24,7 @@ from cmdvid.sheet import (
     whole,
     write_picture,
 )
+from cmdvid.stages.sharding import is_sharded
 from cmdvid.types import GeneratedBatch
 from cmdvid.video import write_clip
 
@@ -124,8 +125,9 @@ class ClipPreview(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first clips."""
-        if batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero:
+        """Keep the first clips; networks that are cut up are run by all processes or none."""
+        drawn = trainer.is_global_zero or is_sharded(trainer)
+        if batch_idx == 0 and dataloader_idx == 0 and drawn:
             self.batch = _first(batch, self.num_clips)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,6 +138,8 @@ class ClipPreview(Callback):
         with isolate_rng(), trainer.precision_plugin.val_step_context():
             torch.manual_seed(PREVIEW_SEED)
             clips = cast(Any, pl_module).preview(batch)
+        if not trainer.is_global_zero:
+            return
         pixels = {name: to_pixels(clip).cpu() for name, clip in clips.items()}
         captions, step = captions_of(batch.condition), trainer.global_step
         moving = moving_sheet(pixels, captions)

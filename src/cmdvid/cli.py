@@ -8,6 +8,7 @@ cuts no checkpoint.
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from cmdvid.preemption import Preemption
+from cmdvid.progress import ProgressLines
 from cmdvid.settings import (
     CONFIG_KEY,
     defaults,
@@ -231,17 +233,18 @@ def main(args: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     if args[0] != "fit":  # says where new checkpoints would go; there are none
         warnings.filterwarnings("ignore", message="The dirpath has changed")
+    trainer_defaults: dict[str, Any] = {"use_distributed_sampler": False}  # our samplers share out
+    callbacks: list[Any] = [Preemption()] if LISTENER.listening else []
+    if args[0] == "fit" and not sys.stdout.isatty():  # a job's log
+        trainer_defaults["enable_progress_bar"] = False
+        callbacks.append(ProgressLines())
     CLI(
         LightningModule,
         VideoDataModule,
         args=list(args),
         subclass_mode_model=True,
         trainer_class=CMDTrainer,
-        # our samplers share out the clips themselves
-        trainer_defaults={
-            "use_distributed_sampler": False,
-            "callbacks": [Preemption()] if LISTENER.listening else [],
-        },
+        trainer_defaults=trainer_defaults | {"callbacks": callbacks},
         seed_everything_default=42,
         auto_configure_optimizers=False,
         save_config_callback=SaveConfig,

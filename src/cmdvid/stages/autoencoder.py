@@ -22,6 +22,7 @@ from cmdvid.models.codecs import PixelCodec
 from cmdvid.stages.networks import describe, identify_codec, refuse_other_codec
 from cmdvid.stages.noise import seed_batch
 from cmdvid.stages.optimization import clip, configure
+from cmdvid.stages.sharding import refuse_sharding
 from cmdvid.stages.sizes import check_sides
 from cmdvid.types import (
     ClipBatch,
@@ -79,6 +80,10 @@ class AutoencoderStage(LightningModule):
             if data.train is not None or data.val is not None:  # else no spec was asked for
                 wanted["spec"] = asdict(data.spec)
             refuse_other_fields(folder, wanted)
+
+    def configure_model(self) -> None:
+        """Refuse a strategy that would cut the autoencoder up."""
+        refuse_sharding(self)
 
     def training_step(self, batch: ClipBatch | FramesBatch) -> Tensor:
         """Mean squared error between frames and their reconstruction."""

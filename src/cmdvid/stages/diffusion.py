@@ -13,6 +13,7 @@ from cmdvid.stages.latents import LatentSource
 from cmdvid.stages.networks import describe
 from cmdvid.stages.noise import sample_generators, seed_batch
 from cmdvid.stages.optimization import clip, configure
+from cmdvid.stages.sharding import refuse_optimizer, shard
 from cmdvid.stages.sizes import check_sides
 from cmdvid.types import ClipBatch, Condition, LatentBatch, VideoLatent
 
@@ -93,6 +94,10 @@ class DiffusionStage(LightningModule):
                 networks = {"autoencoder": frozen.autoencoder, "denoiser": self.diffusion.denoiser}
                 check_sides(spec, codec=frozen.codec, **networks)
 
+    def configure_model(self) -> None:
+        """Cut the networks up before their optimizer is made, if the strategy says so."""
+        shard(self, self.diffusion)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Draw other noise on each process, and after a stop what would have come without it."""
         seed_batch(self, self.run_seed, self.global_step, batch_idx)
@@ -154,12 +159,14 @@ class DiffusionStage(LightningModule):
         self.latents.shapes = checkpoint.get("latent_shapes", {})
 
     def configure_optimizers(self) -> Any:
-        return configure(
+        configured = configure(
             self.diffusion,
             self.optimizer,
             self.lr_scheduler,
             max_steps=self.trainer.max_steps,
         )
+        refuse_optimizer(self, configured)
+        return configured
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None

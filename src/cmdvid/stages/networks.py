@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.models.codecs import decode_content, decode_latent, encode_clip
@@ -106,7 +107,9 @@ def load_network(checkpoint: Mapping[str, Any], name: str, *, source: str | Path
 
 
 def _class_path(network: Any) -> str:
-    return f"{type(network).__module__}.{type(network).__qualname__}"
+    """The class that a network was made of: those that are cut up get one of their own."""
+    cls = next(c for c in type(network).__mro__ if not issubclass(c, FSDPModule))
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def fingerprint(network: nn.Module) -> str:
