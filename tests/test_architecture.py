@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "cmdvid"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (  # a row imports only from rows above it
     {"types", "frames", "signals"},
-    {"container"},
+    {"container", "pixels"},
     {"video", "reencode", "sheet", "losses", "metrics"},
     {"models", "data"},
     {"report", "report_html", "manifest", "protocols", "vectors", "evaluation", "evaluator"},
@@ -35,7 +35,7 @@ ONLY = {
         "trainer",
         "cli",
     },
-    "av": {"container", "video", "reencode"},
+    "av": {"container", "pixels", "video", "reencode"},
     "jsonargparse": {
         "profile_command",
         "evaluate_command",
