@@ -90,6 +90,8 @@ def test_the_window_holds_the_right_frames(tmp_path, name, codec, b_frames):
         assert numbers(clip) == list(range(start, start + 8)), start
     assert numbers(read_clip(path, SPEC, 0)) == list(range(8))
     assert numbers(read_clip(path, SPEC, 1)) == list(range(32, 40))
+    for start in range(40):  # no frame after it that could tell a false stamp
+        assert numbers(read_clip(path, ClipSpec(1, SIZE), (start + 0.5) / 40)) == [start]
     strided = ClipSpec(num_frames=4, image_size=SIZE, stride=5)
     assert numbers(read_clip(path, strided, 0.5)) == [12, 17, 22, 27]
 
@@ -105,6 +107,26 @@ def test_a_late_window_is_reached_by_seeking(tmp_path):
         data[chunk + 8 : chunk + 8 + length] = bytes(length)
     path.write_bytes(data)
     assert numbers(read_clip(path, SPEC, 1)) == list(range(40, 48))
+
+
+def test_frames_before_the_window_that_no_other_needs_are_not_decoded(tmp_path):
+    path = write(tmp_path / "a.mp4", numbered(48), gop=48, b_frames=2)
+    spec = ClipSpec(8, (48, 64))
+    whole = read_clip(path, spec, 1)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        unneeded = [p for p in packets if p.is_disposable and p.pts < sorted_pts(packets)[30]]
+        places = [(p.pos, p.size) for p in unneeded]
+    assert len(places) > 5
+    data = bytearray(path.read_bytes())
+    for pos, size in places:  # behind the length and type of the first NAL unit
+        data[pos + 5 : pos + size] = bytes(size - 5)
+    path.write_bytes(data)
+    assert torch.equal(read_clip(path, spec, 1), whole)
+
+
+def sorted_pts(packets):
+    return sorted(packet.pts for packet in packets)
 
 
 def test_fps_follows_the_time_stamps_of_a_variable_rate(tmp_path):
