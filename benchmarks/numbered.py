@@ -40,8 +40,13 @@ def number_of(frame: UInt8[Tensor, "h w c"]) -> int:
     return sum(2**bit for bit, is_white in enumerate(squares) if is_white)
 
 
-def write_numbered(path: Path, height: int, width: int, codec: str, gop: int) -> None:
-    """A drifting texture with some noise, so that there is work for the decoder, and numbers."""
+def write_numbered(
+    path: Path, height: int, width: int, codec: str, gop: int, b_frames: int | None = None
+) -> None:
+    """A drifting texture with some noise, so that there is work for the decoder, and numbers.
+
+    ``b_frames`` in a row are the codec's own choice if not given.
+    """
     rng = np.random.default_rng(0)
     texture = torch.from_numpy(rng.integers(0, 256, (1, 3, height // 8, width // 8), np.uint8))
     texture = torch.nn.functional.interpolate(texture.float(), (height, width), mode="bicubic")
@@ -51,6 +56,8 @@ def write_numbered(path: Path, height: int, width: int, codec: str, gop: int) ->
         stream = container.add_stream(codec, rate=RATE)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.gop_size, stream.thread_count = gop, 1
+        if b_frames is not None:
+            stream.max_b_frames = b_frames
         if codec == "libx264":
             stream.options = {"preset": "veryfast"}
         else:
@@ -64,7 +71,11 @@ def write_numbered(path: Path, height: int, width: int, codec: str, gop: int) ->
 
 
 def thumbnails(frames: UInt8[Tensor, "l h w c"]) -> UInt8[Tensor, "l 32 32"]:
-    small = resize_and_crop(rearrange(frames, "l h w c -> l c h w"), (32, 32))
+    """The square in the middle, which is in clips of every size."""
+    side = min(frames.shape[1:3])
+    top, left = ((n - side) // 2 for n in frames.shape[1:3])
+    square = frames[:, top : top + side, left : left + side]
+    small = resize_and_crop(rearrange(square, "l h w c -> l c h w"), (32, 32))
     return small.float().mean(1).byte()
 
 

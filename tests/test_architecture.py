@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "cmdvid"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (  # a row imports only from rows above it
     {"types", "frames", "signals"},
-    {"container"},
+    {"container", "pixels"},
     {"window"},
     {"video", "reencode", "sheet", "losses", "optim", "metrics"},
     {"models", "data"},
@@ -38,7 +38,7 @@ ONLY = {
         "trainer",
         "cli",
     },
-    "av": {"container", "video", "reencode"},
+    "av": {"container", "pixels", "video", "reencode"},
     "jsonargparse": {
         "profile_command",
         "evaluate_command",

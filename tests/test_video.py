@@ -90,6 +90,8 @@ def test_the_window_holds_the_right_frames(tmp_path, name, codec, b_frames):
         assert numbers(clip) == list(range(start, start + 8)), start
     assert numbers(read_clip(path, SPEC, 0)) == list(range(8))
     assert numbers(read_clip(path, SPEC, 1)) == list(range(32, 40))
+    for start in range(40):  # no frame after it that could tell a false stamp
+        assert numbers(read_clip(path, ClipSpec(1, SIZE), (start + 0.5) / 40)) == [start]
     strided = ClipSpec(num_frames=4, image_size=SIZE, stride=5)
     assert numbers(read_clip(path, strided, 0.5)) == [12, 17, 22, 27]
 
@@ -105,6 +107,23 @@ def test_a_late_window_is_reached_by_seeking(tmp_path):
         data[chunk + 8 : chunk + 8 + length] = bytes(length)
     path.write_bytes(data)
     assert numbers(read_clip(path, SPEC, 1)) == list(range(40, 48))
+
+
+def test_frames_before_the_window_that_no_other_needs_are_not_decoded(tmp_path):
+    path = write(tmp_path / "a.mp4", numbered(48), gop=48, b_frames=2)
+    spec = ClipSpec(8, (48, 64))
+    whole = read_clip(path, spec, 1)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    early = sorted(packets, key=lambda packet: packet.pts)[:30]
+    data = bytearray(path.read_bytes())
+    # four bytes of length, then a type whose middle bits tell whether a frame is needed by others
+    places = [(p.pos + 5, p.pos + p.size) for p in early[1:] if not data[p.pos + 4] & 0x60]
+    assert len(places) > 5
+    for begin, end in places:
+        data[begin:end] = bytes(end - begin)
+    path.write_bytes(data)
+    assert torch.equal(read_clip(path, spec, 1), whole)
 
 
 def test_fps_follows_the_time_stamps_of_a_variable_rate(tmp_path):

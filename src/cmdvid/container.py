@@ -45,11 +45,14 @@ class Timetable(NamedTuple):
         keys: For each key frame's rank the stamps to seek to (mp4 and mkv know them by
             presentation time, avi and ts by decoding time).
         seconds: Their times.
+        reordered: Whether presentation and decoding times differ anywhere. Avi has one time only,
+            which may be either.
     """
 
     stamps: list[int]
     keys: dict[int, tuple[int, ...]]
     seconds: list[float]
+    reordered: bool
 
 
 def read_video(path: str, part: FilePart | None = None) -> bytes:
@@ -109,7 +112,7 @@ def list_frames(container: InputContainer, stream: VideoStream) -> Timetable:
                 packets.append((packet.pts, packet.dts, packet.is_keyframe))  # noqa: PERF401
     if not stream.time_base or any(pts is None for pts, _, _ in packets):
         rate = float(stream.average_rate or stream.guessed_rate or 25)
-        return Timetable([], {}, [rank / rate for rank in range(len(packets))])
+        return Timetable([], {}, [rank / rate for rank in range(len(packets))], False)
     packets.sort(key=itemgetter(0))
     keys = {
         rank: (pts, pts if dts is None else dts)
@@ -118,7 +121,8 @@ def list_frames(container: InputContainer, stream: VideoStream) -> Timetable:
     }
     stamps = [pts for pts, _, _ in packets]
     tick, ticks = stream.time_base.as_integer_ratio()  # a product of Fractions each is slow
-    return Timetable(stamps, keys, [pts * tick / ticks for pts in stamps])
+    seconds = [pts * tick / ticks for pts in stamps]
+    return Timetable(stamps, keys, seconds, any(pts != dts for pts, dts, _ in packets))
 
 
 def too_large(width: int, height: int) -> str:

@@ -9,11 +9,10 @@ frame must carry the stamp foretold, or else frames are counted from the start o
 import logging
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
 
 import av
 import numpy as np
@@ -26,8 +25,15 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cmdvid.container import VideoError, list_frames, opened_video, read_video, too_large
-from cmdvid.frames import resize_and_crop
+from cmdvid.container import (
+    Timetable,
+    VideoError,
+    list_frames,
+    opened_video,
+    read_video,
+    too_large,
+)
+from cmdvid.pixels import pixels_of
 from cmdvid.types import FilePart
 from cmdvid.window import ClipSpec, num_starts, window
 
@@ -64,12 +70,13 @@ def read_clip(
     met = 0
     num_lost = 0
     with opened_video(path, data) as opened:
-        stamps, keys, seconds = list_frames(*opened)
+        table = list_frames(*opened)
+        seconds = table.seconds
         wanted = window(path, seconds, spec, position)
-        start = max((k for k in keys if k <= wanted[0]), default=0)
-        for seek in keys.get(start, ()):
+        start = max((k for k in table.keys if k <= wanted[0]), default=0)
+        for seek in table.keys.get(start, ()):
             if met < len(set(wanted)):
-                met, _ = _decode(opened, wanted, clip, stamps, start, seek)
+                met, _ = _decode(opened, wanted, clip, table, start, seek)
     if met < len(set(wanted)):  # no stamps, false ones, or damage: count frames instead
         with opened_video(path, data) as opened:
             met, decoded = _decode(opened, wanted, clip)
@@ -133,32 +140,35 @@ def _decode(
     opened: tuple[InputContainer, VideoStream],
     wanted: Sequence[int],
     clip: UInt8[np.ndarray, "3 l h w"],
-    stamps: Sequence[int] = (),
+    table: Timetable | None = None,
     start: int = 0,
     seek: int = 0,
 ) -> tuple[int, int]:
     """Decode up to the last wanted frame, the first error, or the first unforeseen time stamp.
 
-    Frames come to their size and into ``clip`` one by one, so memory stays small. Without the
-    ``stamps`` that they must have they are just counted. ``start`` is the key frame to begin at,
-    ``seek`` its stamp.
+    Frames come to their size and into ``clip`` one by one, so memory stays small. Without a
+    ``table`` of the stamps that they must have they are just counted. ``start`` is the key frame
+    to begin at, ``seek`` its stamp.
 
     Returns:
         How many different wanted frames were met, and the rank of the first frame not decoded.
     """
-    container, stream = opened
     rank, met, convert = start, 0, VideoReformatter()
+    stamps = table.stamps if table else []
     with suppress(FFmpegError, OSError):  # the caller sees how far it went
-        if stamps:
-            container.seek(seek, stream=stream)
-        for frame in container.decode(stream):
-            if stamps and frame.pts is not None and frame.pts < stamps[start]:
-                continue  # the seek landed earlier, or B-frames of the group before
-            if frame.is_corrupt or (stamps and frame.pts != stamps[rank]):
+        if table:
+            opened[0].seek(seek, stream=opened[1])
+        for frame in _frames(*opened, stamps[wanted[0]] if table and table.reordered else None):
+            if table and frame.pts is not None:
+                if frame.pts < stamps[start]:
+                    continue  # the seek landed earlier, or B-frames of the group before
+                while rank < wanted[0] and stamps[rank] < frame.pts and table.reordered:
+                    rank += 1  # was left out
+            if frame.is_corrupt or (table and frame.pts != stamps[rank]):
                 break
             places = slice(bisect_left(wanted, rank), bisect_right(wanted, rank))
             if places.start < places.stop:  # more than one where fps shows a frame again
-                colours = _pixels(frame, convert, (clip.shape[2], clip.shape[3]))
+                colours = pixels_of(frame, convert, (clip.shape[2], clip.shape[3]))
                 for pixels, colour in zip(clip, colours, strict=True):
                     pixels[places] = colour
                 met += 1
@@ -168,34 +178,14 @@ def _decode(
     return met, rank
 
 
-def _pixels(
-    frame: av.VideoFrame, convert: VideoReformatter, size: tuple[int, int]
-) -> list[UInt8[np.ndarray, "h w"]]:
-    """Red, green and blue of one decoded frame, upright and of the wanted size."""
-    if _fits_planes(frame, size):
-        planar = convert.reformat(frame, format="gbrp", dst_color_range="JPEG", threads=1)
-        planes = [np.frombuffer(cast(Any, plane), np.uint8) for plane in planar.planes]
-        green, blue, red = (
-            torch.from_numpy(plane.reshape(frame.height, -1))[None, :, : frame.width]
-            for plane in planes
-        )
-        return [resize_and_crop(colour, size)[0].numpy() for colour in (red, green, blue)]
-    rgb = convert.reformat(frame, format="rgb24", dst_color_range="JPEG", threads=1)
-    image = torch.from_numpy(rgb.to_ndarray())  # h w c: a channels-last view is fastest to resize
-    if frame.rotation and frame.rotation % 90 == 0:
-        image = torch.rot90(image, frame.rotation // 90)  # both count anticlockwise
-    return list(resize_and_crop(rearrange(image, "h w c -> c h w"), size).numpy())
+def _frames(
+    container: InputContainer, stream: VideoStream, first: int | None
+) -> Iterator[av.VideoFrame]:
+    """Decode on from where the container stands.
 
-
-def _fits_planes(frame: av.VideoFrame, size: tuple[int, int]) -> bool:
-    """Whether to have red, green and blue apart: three times as fast where nothing is resized.
-
-    The values are those of packed RGB, but FFmpeg 8 leaves columns of other widths unwritten and
-    rounds otherwise at other heights and in other formats.
+    Before the time stamp ``first`` frames that no other needs are left out: a third of x264's.
     """
-    return (
-        frame.format.name in ("yuv420p", "yuvj420p")
-        and (frame.width % 16, frame.height % 2) == (0, 0)
-        and not frame.rotation
-        and max(size[0] / frame.height, size[1] / frame.width) == 1
-    )
+    for packet in container.demux(stream):
+        early = first is not None and packet.pts is not None and packet.pts < first
+        stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
+        yield from packet.decode()
