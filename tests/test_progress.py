@@ -144,13 +144,13 @@ def test_passes_that_a_resumed_run_makes_again_count_once(tmp_path):
         clip = torch.full((3, 4, 16, 24), i / 5)
         write_clip(tmp_path / f"videos/class/{i}.mp4", clip, fps=8)
     options = {"accumulate_grad_batches": 2, "log_every_n_steps": 1, "max_epochs": 2}
-    options |= {"max_steps": -1, "use_distributed_sampler": False}
+    options |= {"max_steps": -1, "use_distributed_sampler": False, "enable_checkpointing": False}
 
     def train(name, ckpt=None):
         videos = VideoFolder(str(tmp_path / "videos"))
         spec = ClipSpec(num_frames=2, image_size=(16, 24))
         data = VideoDataModule(videos, spec=spec, batch_size=1, num_workers=0)
-        folder, saving = tmp_path / name, SaveOften(tmp_path / name)
+        folder, saving = tmp_path / name, SaveOften(tmp_path / f"saved of {name}")
         net = Net(width=24)
         trainer(folder, [Throughput(), saving], **options).fit(net, data, ckpt_path=ckpt)
         return saving.rows, logged(folder)["speed/clips"]
@@ -158,7 +158,7 @@ def test_passes_that_a_resumed_run_makes_again_count_once(tmp_path):
     rows, clips = train("whole")
     assert clips == [2, 4, 5, 7, 9, 10]
     for done, used, steps in [(1, 0, 0), (3, 2, 1), (4, 4, 2), (5, 5, 3), (8, 7, 4)]:
-        again = train(f"from {done}", tmp_path / f"whole/pass={done}.ckpt")
+        again = train(f"from {done}", tmp_path / f"saved of whole/pass={done}.ckpt")
         assert again == (rows[used:], clips[steps:]), done
 
 

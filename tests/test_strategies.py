@@ -129,14 +129,15 @@ def run(sd_folder, tmp_path_factory) -> Path:
         model = {"diffusion": part("diffusion.Diffusion", **parts), "num_inference_steps": 2}
         stage = "MotionStage" if name == "motion" else "ContentStage"
         write(run, name, stage, autoencoder_ckpt=str(run / "ae/last.ckpt"), **model)
-    lightnings = "lightning.pytorch.strategies.ModelParallelStrategy"
+    lightnings = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
     words = {
         "muon": ["motion", "fsdp", "--model.optimizer", "cmdvid.optim.Muon"],
-        "pieces": ["motion", "ddp", "--trainer.strategy", lightnings],
+        "pieces": ["motion", "ddp", "--trainer.strategy", json.dumps(lightnings)],
         "resumed": ["motion", "fsdp", "--ckpt", str(run / "motion ddp/last.ckpt")],
     }
-    cases = [words.get(case.split()[0], case.split()) for case in [*CASES, *REFUSED]]
-    runs = [*(fit(run, *case) for case in cases), *stopped(run)]
+    refused = [words.get(case.split()[0], case.split()) for case in REFUSED]
+    runs = [fit(run, *case.split()) for case in CASES] + stopped(run)
+    runs += [fit(run, *case) for case in refused]
     (run / "said.txt").write_text(together(runs))
     return run
 
