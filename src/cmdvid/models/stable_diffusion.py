@@ -68,6 +68,10 @@ class StableDiffusionUNet(ModelMixin, ConfigMixin):
         if channels_last:
             self.unet.to(memory_format=torch.channels_last)
 
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
+        """Let the U-Net compute activations twice; diffusers' own would ask us for our setting."""
+        self.unet.enable_gradient_checkpointing(gradient_checkpointing_func)
+
     def forward(
         self,
         noisy: Float[Tensor, "b c h w"],
