@@ -22,9 +22,7 @@ from cmdvid.types import ClipBatch
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.ddp,
-    pytest.mark.skip(
-        reason="under FSDP2 the moving average mixes whole and cut tensors: to be mended"
-    ),
+    pytest.mark.skip(reason="under FSDP2 the moving average mixes whole and cut tensors"),
 ]
 TESTS = Path(__file__).parent
 CLUSTER = TESTS.parent / "configs/cluster"

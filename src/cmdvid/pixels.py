@@ -1,5 +1,7 @@
 """Decoded frames to red, green and blue of the wanted size."""
 
+from typing import Any, cast
+
 import av
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ def pixels_of(
         planar = convert.reformat(frame, format="gbrp", dst_color_range="JPEG", threads=1)
         top, left = (frame.height - size[0]) // 2, (frame.width - size[1]) // 2
         green, blue, red = (
-            np.frombuffer(plane, np.uint8).reshape(frame.height, -1)[
+            np.frombuffer(cast(Any, plane), np.uint8).reshape(frame.height, -1)[
                 top : top + size[0], left : left + size[1]
             ]
             for plane in planar.planes
