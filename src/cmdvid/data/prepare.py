@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cmdvid.container import VideoError, read_video
+from cmdvid.data.files import write_whole
 from cmdvid.reencode import reencode, video_info
 from cmdvid.types import VideoEntry
 
@@ -200,7 +201,7 @@ def _keep_skipped(folder: Path, finished: set[int]) -> None:
     """Forget what was said of shards that are made again."""
     lines = [line for line in _read_skipped(folder) if line["shard"] in finished]
     if (folder / SKIPPED).exists():
-        _replace(folder / SKIPPED, "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(folder / SKIPPED, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _fingerprint(index: Dataset[VideoEntry], size: int) -> str:
@@ -219,7 +220,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if others := sorted(folder.glob("*.tar")):
             raise ValueError(f"{folder} holds other shards ({others[0].name}): choose a new folder")
-        _replace(path, json.dumps(settings, indent=2) + "\n")
+        write_whole(path, json.dumps(settings, indent=2) + "\n")
         return
     found = json.loads(path.read_text())
     if changed := [key for key in settings if settings[key] != found.get(key)]:
@@ -228,10 +229,3 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds shards of other settings ({differences}): choose another folder, or "
             "delete this one"
         )
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cmdvid.data.captions import write_caption
+from cmdvid.data.files import write_whole
 from cmdvid.data.scene import (
     COLOURS,
     DEMO_BACKGROUNDS,
@@ -209,7 +210,7 @@ def _claim(out: Path, settings: dict) -> None:
     path = out / "shapes.json"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(wanted, indent=2) + "\n")
+        write_whole(path, json.dumps(wanted, indent=2) + "\n")
         return
     found = json.loads(path.read_text())
     if changed := [key for key in wanted if wanted[key] != found.get(key)]:
@@ -224,11 +225,4 @@ def _write_csv(path: Path, videos: Sequence[_Video], duration: str) -> None:
     rows = [(v.videoid, v.caption, 0, v.page_dir, duration, "") for v in videos]
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    _replace(path, text.getvalue())
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, newline="")
-    part.replace(path)
+    write_whole(path, text.getvalue())
