@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from einops import reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cmdvid.models.null import null_conditions, nullify
@@ -259,6 +260,11 @@ def _warm_ema(decay: float) -> Callable[..., None]:
     def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
         n = int(num_averaged)
         step = get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))
-        step(averaged, current, num_averaged)
+        step(_shares(averaged), _shares(current), num_averaged)
 
     return update
+
+
+def _shares(weights: list[Tensor]) -> list[Tensor]:
+    """What this process has of weights, of which FSDP2 cuts up some and leaves others whole."""
+    return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]

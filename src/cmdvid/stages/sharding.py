@@ -141,4 +141,5 @@ def _shard(network: nn.Module, mesh: DeviceMesh | None) -> None:
     network.to(memory_format=torch.contiguous_format)
     for block in [m for m in network.modules() if isinstance(m, BLOCKS)]:
         fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # else what validation made whole would stay so, beside the shares that training moves it to
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
