@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "cmdvid"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (  # a row imports only from rows above it
-    {"types", "frames", "signals"},
+    {"types", "frames", "signals", "whole"},
     {"container", "pixels"},
     {"window"},
     {"video", "reencode", "sheet", "losses", "optim", "metrics"},

@@ -21,12 +21,12 @@ from cmdvid.sheet import (
     moving_sheet,
     still_sheet,
     to_pixels,
-    whole,
     write_picture,
 )
 from cmdvid.stages.sharding import is_sharded
 from cmdvid.types import GeneratedBatch
 from cmdvid.video import write_clip
+from cmdvid.whole import whole
 
 PREVIEW_SEED = 0  # each preview starts from the same noise, so that they compare over training
 
@@ -67,13 +67,13 @@ class ClipWriter(BasePredictionWriter):
         for b, (i, caption) in enumerate(zip(prediction.index.tolist(), captions, strict=True)):
             name = file_name(caption, i)
             picture = to_pixels(prediction.content[b][:, None])[:, 0]
-            with whole(self.out / f"{name}-content.png") as path:
+            with whole(self.out / f"{name}-content.png", shared=True) as path:
                 write_picture(path, picture)
             if prediction.clip is not None:
-                with whole(self.out / f"{name}.mp4") as path:
+                with whole(self.out / f"{name}.mp4", shared=True) as path:
                     write_clip(path, prediction.clip[b], self.fps)
-                if caption and not isinstance(prediction.condition, Tensor):
-                    with whole(self.out / f"{name}.txt") as path:  # the name has not all of it
+                if caption and not isinstance(prediction.condition, Tensor):  # no name has all
+                    with whole(self.out / f"{name}.txt", shared=True) as path:
                         path.write_text(f"{caption}\n", encoding="utf-8")
         rows = {
             "real": prediction.real,

@@ -7,7 +7,6 @@ cuts no checkpoint.
 """
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from cmdvid.settings import (
 from cmdvid.signals import LISTENER
 from cmdvid.slurm.step import check_ranks, in_job, started_by_slurm
 from cmdvid.trainer import CMDTrainer
+from cmdvid.whole import whole
 
 CKPT_HELP = "Checkpoint: a file, 'last' or 'best'; for test and predict also a pipeline folder."
 PREDICT_OPTIONS: dict[str, tuple[Any, str]] = {
@@ -74,11 +74,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write beside the file, then rename; what is no local file is left to Lightning."""
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")  # always the same: a kill leaves one at most
-        torch.save(checkpoint, temporary)
-        os.replace(temporary, path)
+        with whole(path) as part:
+            torch.save(checkpoint, part)
         return None
 
 

@@ -1,11 +1,12 @@
 """The report of an evaluation, as JSON and Markdown, and two of them side by side."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from cmdvid.whole import write_text
 
 COLUMNS = {  # score in the report to its heading in the table
     "colour": "colour",
@@ -196,15 +197,6 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     ]
     text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(text) + "\n"
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file, whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
 
 
 def shown(value: Any) -> str:

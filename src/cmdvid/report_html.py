@@ -10,8 +10,9 @@ from typing import NamedTuple
 from jaxtyping import UInt8
 from torch import Tensor
 
-from cmdvid.report import COLUMNS, DISTANCES, NOTE, Report, shown, write_text
+from cmdvid.report import COLUMNS, DISTANCES, NOTE, Report, shown
 from cmdvid.video import write_clip
+from cmdvid.whole import write_text
 
 STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; }

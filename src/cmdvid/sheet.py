@@ -1,9 +1,7 @@
 """Contact sheets: the first clips of a run on one page, with captions, as a picture and moving."""
 
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 
 from cmdvid.types import Condition
 from cmdvid.video import write_clip
+from cmdvid.whole import whole
 
 SMALL, LARGE = 128, 192  # pixels of a frame's longer side: below is enlarged, above is shrunk
 PAGE = 2100  # pixels that a page may be wide, unless one sample is wider
@@ -99,28 +98,16 @@ class Samples:
         captions = [caption for caption, _ in self.kept.values()]
         names = next(iter(self.kept.values()))[1]
         rows = {k: torch.stack([clips[k] for _, clips in self.kept.values()]) for k in names}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary:
-            write_picture(temporary, still_sheet(rows, captions))
+        with whole(path, shared=True) as part:
+            write_picture(part, still_sheet(rows, captions))
         if (sheet := moving_sheet(rows, captions)).shape[1] > 1:
-            with whole(path.with_suffix(".mp4")) as temporary:
-                write_clip(temporary, sheet, fps)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Let a file appear under its name only when it is complete, whoever else writes it."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            with whole(path.with_suffix(".mp4"), shared=True) as part:
+                write_clip(part, sheet, fps)
 
 
 def write_picture(path: Path, picture: UInt8[Tensor, "3 h w"]) -> None:
     """Write a png file."""
-    Image.fromarray(rearrange(picture, "c h w -> h w c").cpu().numpy()).save(path)
+    Image.fromarray(rearrange(picture, "c h w -> h w c").cpu().numpy()).save(path, format="png")
 
 
 def still_sheet(rows: Rows, captions: Sequence[str]) -> UInt8[Tensor, "3 height width"]:

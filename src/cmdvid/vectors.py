@@ -24,6 +24,7 @@ from cmdvid.manifest import digest
 from cmdvid.metrics.motion import dynamics, frame_difference
 from cmdvid.metrics.weights import fetch, origin
 from cmdvid.types import ClipBatch
+from cmdvid.whole import whole
 
 BATCH = 8  # clips that a network sees at once
 SHARD = 8 * BATCH  # clips in a file: what an interrupted evaluation loses at most
@@ -172,8 +173,8 @@ def read_vectors(
     missing = [start for start in starts if not _shard(place, start).is_file()]
     share.wait()  # or a slow process would see fewer missing, and share out the rest otherwise
     if mine := missing[share.rank :: share.world_size]:
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "made_of.json").write_text(json.dumps(known, indent=2) + "\n")
+        with whole(place / "made_of.json", shared=True) as part:
+            part.write_text(json.dumps(known, indent=2) + "\n")
         rows = [row for start in mine for row in range(start, min(start + SHARD, num))]
         loader = DataLoader(Subset(clips, rows), batch_size=BATCH, num_workers=num_workers)
         said = [captions[row] for row in rows] if captions is not None else [""] * len(rows)
@@ -200,9 +201,8 @@ def _shard(place: Path, start: int) -> Path:
 
 
 def _save(path: Path, vectors: dict[str, Tensor]) -> None:
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    save_file({name: value.contiguous() for name, value in vectors.items()}, temporary)
-    os.replace(temporary, path)
+    with whole(path, shared=True) as part:
+        save_file({name: value.contiguous() for name, value in vectors.items()}, part)
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -116,7 +116,8 @@ def write_clip(
     rows, columns = (torch.arange(n + n % 2).clamp(max=n - 1) for n in frames.shape[1:3])
     frames = frames[:, rows][:, :, columns]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with av.open(os.path.abspath(path), "w", options={"movflags": "+faststart"}) as container:
+    options = {"movflags": "+faststart"}
+    with av.open(os.path.abspath(path), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.options = {"crf": "18"}

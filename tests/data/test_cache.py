@@ -17,7 +17,7 @@ def test_shards_are_missing_until_they_are_written(tmp_path):
     shards = CacheShards(tmp_path / "train", CacheSplit(num_rows=5, rows_per_shard=2, index=""))
     assert shards.missing() == [0, 1, 2]
     shards.path(0).parent.mkdir()
-    shards.path(0).with_suffix(".tmp").touch()  # what a killed run leaves
+    (tmp_path / "train" / ".000000.safetensors.part").touch()  # what a killed run leaves
     value = torch.randn(3, 4).T  # not contiguous, which safetensors refuses
     shards.write(1, {"content": value})
     assert shards.missing() == [0, 2]
@@ -26,7 +26,8 @@ def test_shards_are_missing_until_they_are_written(tmp_path):
 
 def test_removing_takes_all_shards_and_nothing_else(tmp_path):
     shards = CacheShards(tmp_path, CacheSplit(num_rows=1, rows_per_shard=1, index=""))
-    for name in ("000000.safetensors", "000007.tmp", "0000-000001.safetensors", "notes.md"):
+    shards_and_parts = ["000000.safetensors", "0000-000001.safetensors", ".000007.safetensors.part"]
+    for name in ["notes.md", *shards_and_parts]:
         (tmp_path / name).touch()
     shards.remove()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]

@@ -190,7 +190,7 @@ def test_a_killed_run_goes_on_with_the_shards_it_lacks(run, tmp_path, capsys):
     found, expected = tensors(out), tensors(tmp_path / "whole")
     assert len(found) == 141
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("*.part"))
 
     manifest = (out / "manifest.json").stat().st_mtime_ns
     encode(run, out, *words)  # finished: nothing is done again

@@ -5,7 +5,6 @@
 settings alone, so that any number of processes makes the same, and a stopped run goes on.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Sampler
+
+from cmdvid.whole import whole
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,13 @@ class CacheShards:
 
     def write(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a shard whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.path(number).with_suffix(".tmp")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        os.replace(temporary, self.path(number))
+        with whole(self.path(number)) as part:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
 
     def remove(self) -> None:
         """Remove all shards, also those of other settings and half-written ones."""
-        for path in self.folder.glob("[0-9]*"):
-            if path.suffix in (".safetensors", ".tmp"):
+        for pattern in ("[0-9]*.safetensors", ".[0-9]*.safetensors.part"):
+            for path in self.folder.glob(pattern):
                 path.unlink()
 
 

@@ -126,10 +126,3 @@ def report_rows(source: Path, *, num_repeated: int = 0, num_bare: int = 0) -> No
         logger.warning(
             "%s: %d videos have no caption and train the null condition", source, num_bare
         )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, newline="")
-    part.replace(path)

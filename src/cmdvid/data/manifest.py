@@ -15,6 +15,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from cmdvid.data.cache import CacheShards, CacheSplit
+from cmdvid.whole import write_text
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 NOT_COMPARED = ("autoencoder_ckpt", "versions")  # tell where things came from, not what they are
@@ -86,10 +87,7 @@ def begin(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
         (folder / UNFINISHED).unlink(missing_ok=True)
         for name in ("train", "val"):
             CacheShards(folder / name, getattr(manifest, name)).remove()
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{UNFINISHED}.tmp"
-    temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-    os.replace(temporary, folder / UNFINISHED)
+    write_text(folder / UNFINISHED, json.dumps(asdict(manifest), indent=2) + "\n")
     (folder / MANIFEST).unlink(missing_ok=True)  # now that it has a successor
 
 

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cmdvid.container import VideoError, read_video
-from cmdvid.data.files import write_whole
 from cmdvid.reencode import reencode, video_info
 from cmdvid.types import VideoEntry
+from cmdvid.whole import whole, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -172,9 +172,8 @@ def _write_shard(
     progress: tqdm,
 ) -> None:
     path = _path(folder, number)
-    part = path.with_name(f".{path.name}.part")
     skipped = []
-    with tarfile.open(part, "w") as tar:
+    with whole(path) as part, tarfile.open(part, "w") as tar:
         for row, sample in zip(rows, samples, strict=True):
             if isinstance(sample, _Skipped):
                 skipped.append({"shard": number} | sample._asdict())
@@ -184,10 +183,9 @@ def _write_shard(
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
             progress.update()
-    if skipped:  # before the shard is there: a shard made again says it again
-        with (folder / SKIPPED).open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in skipped)
-    os.replace(part, path)
+        if skipped:  # before the shard is there: a shard made again says it again
+            with (folder / SKIPPED).open("a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in skipped)
 
 
 def _read_skipped(folder: Path) -> list[dict[str, Any]]:
@@ -201,7 +199,7 @@ def _keep_skipped(folder: Path, finished: set[int]) -> None:
     """Forget what was said of shards that are made again."""
     lines = [line for line in _read_skipped(folder) if line["shard"] in finished]
     if (folder / SKIPPED).exists():
-        write_whole(folder / SKIPPED, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(folder / SKIPPED, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _fingerprint(index: Dataset[VideoEntry], size: int) -> str:
@@ -220,7 +218,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if others := sorted(folder.glob("*.tar")):
             raise ValueError(f"{folder} holds other shards ({others[0].name}): choose a new folder")
-        write_whole(path, json.dumps(settings, indent=2) + "\n")
+        write_text(path, json.dumps(settings, indent=2) + "\n")
         return
     found = json.loads(path.read_text())
     if changed := [key for key in settings if settings[key] != found.get(key)]:

@@ -16,7 +16,6 @@ import numpy as np
 from tqdm import tqdm
 
 from cmdvid.data.captions import write_caption
-from cmdvid.data.files import write_whole
 from cmdvid.data.scene import (
     COLOURS,
     DEMO_BACKGROUNDS,
@@ -27,6 +26,7 @@ from cmdvid.data.scene import (
     render,
 )
 from cmdvid.video import write_clip
+from cmdvid.whole import whole, write_text
 
 HELD_OUT = 0.1  # of all (shape, colour, motion) triples
 COLUMNS = ("videoid", "name", "page_idx", "page_dir", "duration", "contentUrl")
@@ -110,9 +110,8 @@ def write_shapes(  # one argument for each option of `cmdvid shapes`, so more th
             free_position=free_position,
         )
         path = out / "videos" / video.page_dir / f"{video.videoid}.mp4"
-        part = path.with_name(f".{path.stem}.part.mp4")  # a whole file or none
-        write_clip(part, clip, fps=fps)
-        part.replace(path)
+        with whole(path) as part:
+            write_clip(part, clip, fps=fps)
 
     _write_missing(out, [video for split in splits.values() for video in split], write)
     duration = f"PT00H00M{round(num_frames / fps):02d}S"
@@ -210,7 +209,7 @@ def _claim(out: Path, settings: dict) -> None:
     path = out / "shapes.json"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(wanted, indent=2) + "\n")
+        write_text(path, json.dumps(wanted, indent=2) + "\n")
         return
     found = json.loads(path.read_text())
     if changed := [key for key in wanted if wanted[key] != found.get(key)]:
@@ -225,4 +224,4 @@ def _write_csv(path: Path, videos: Sequence[_Video], duration: str) -> None:
     rows = [(v.videoid, v.caption, 0, v.page_dir, duration, "") for v in videos]
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    write_whole(path, text.getvalue())
+    write_text(path, text.getvalue())

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from safetensors.numpy import save_file
 
 from cmdvid.data.index import VIDEO_SUFFIXES
 from cmdvid.data.shard_list import ShardFile
+from cmdvid.whole import whole
 
 VERSION = "1"  # of the files written here
 BLOCK = 2**16  # bytes fetched at a time from far storages: a header and small members after it
@@ -114,11 +114,9 @@ def write_index(path: Path, index: ShardIndex, facts: ShardFacts) -> None:
     Raises:
         ValueError: If one cannot write there.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(index._asdict(), part, metadata={"facts": json.dumps(facts._asdict())})
-        os.replace(part, path)
+        with whole(path, shared=True) as part:
+            save_file(index._asdict(), part, metadata={"facts": json.dumps(facts._asdict())})
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{path.parent}: indexes of shards cannot be kept there ({error}); set index_folder"

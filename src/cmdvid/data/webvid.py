@@ -22,6 +22,7 @@ from cmdvid.data.files import is_empty, report_missing, report_rows
 from cmdvid.data.mapped_table import MappedTable
 from cmdvid.data.webvid_conversion import changed, convert
 from cmdvid.types import VideoEntry
+from cmdvid.whole import whole
 
 
 class WebVid(Dataset[VideoEntry]):
@@ -130,10 +131,5 @@ def _is_writable(folder: Path) -> bool:
 
 def _make_table(path: Path, csv: Path, videos: Path, source: dict[str, Any]) -> None:
     """Write a table, whole or not at all; the caller holds its lock."""
-    part = path.with_suffix(".part")
-    try:
-        with part.open("w+b") as file:
-            convert(csv, file, videos=videos, source=source)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part, part.open("w+b") as file:
+        convert(csv, file, videos=videos, source=source)

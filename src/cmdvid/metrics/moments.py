@@ -1,7 +1,6 @@
 """Means and covariances of feature vectors: gathered in one pass, saved and loaded."""
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torchmetrics import Metric
+
+from cmdvid.whole import whole
 
 KIND = "cmdvid feature statistics"
 
@@ -42,11 +43,8 @@ class FeatureMoments(NamedTuple):
         """
         values = {"mean": self.mean, "scatter": self.scatter}
         told = {"kind": KIND, "n": str(self.n), "made_of": json.dumps(made_of, sort_keys=True)}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        save_file({k: v.cpu().contiguous() for k, v in values.items()}, temporary, metadata=told)
-        os.replace(temporary, path)
+        with whole(path, shared=True) as part:
+            save_file({k: v.cpu().contiguous() for k, v in values.items()}, part, metadata=told)
 
     @classmethod
     def load(cls, path: str | Path, made_of: dict | None = None) -> "FeatureMoments":

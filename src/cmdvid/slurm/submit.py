@@ -1,6 +1,5 @@
 """Scripts to Slurm: printed, checked, submitted, with what they wait for."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from cmdvid.slurm.cluster import Cluster
 from cmdvid.slurm.job import Job
+from cmdvid.whole import write_text
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ def _submit(each: Queued, cluster: Cluster, numbers: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)  # Slurm does not, and drops the log
     numbers[name] = number = _sbatch(each.job, cluster, *options).split(";")[0]
     script = folder / f"{name}-{number}.sbatch"
-    part = script.with_suffix(".part")
-    part.write_text(each.job.script(cluster))
-    os.replace(part, script)
+    write_text(script, each.job.script(cluster))
     wait = f", after {', '.join(ids)}" if ids else ""
     print(f"{name}: job {number}{wait}; script and log: {script.with_suffix('')}*")
 

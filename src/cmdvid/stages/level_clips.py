@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from cmdvid.frames import resize_and_crop
 from cmdvid.metrics.pixels import to_uint8
-from cmdvid.sheet import captions_of, file_name, whole
+from cmdvid.sheet import captions_of, file_name
 from cmdvid.types import ClipBatch, Condition
 from cmdvid.video import ClipSpec
+from cmdvid.whole import whole
 
 
 class LevelClips:
@@ -44,10 +45,9 @@ class LevelClips:
             ValueError: If a pixel is not finite.
         """
         for level, folder in self.folders.items():
-            folder.mkdir(parents=True, exist_ok=True)
             frames = rearrange(to_uint8(clips[level]).cpu(), "b c l h w -> b l h w c").numpy()
             for name, array in zip(names, frames, strict=True):
-                with whole(folder / name) as path, path.open("wb") as file:
+                with whole(folder / name, shared=True) as path, path.open("wb") as file:
                     np.savez(file, clip=array)
 
     def load(self, level: str, names: Sequence[str]) -> UInt8[Tensor, "b 3 l h w"]:
