@@ -2,6 +2,7 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -94,7 +95,7 @@ SCHEDULERS = pytest.mark.parametrize(
 @SCHEDULERS
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_loss_is_zero_for_a_perfect_prediction(scheduler, prediction_type):
-    scheduler = scheduler(prediction_type=prediction_type)
+    scheduler = scheduler.from_config(SAMPLER, prediction_type=prediction_type)
     x = torch.randn(4, 3, 4, 6)
 
     class Perfect(torch.nn.Module):
@@ -118,7 +119,9 @@ def test_noise_grows_to_almost_nothing_but_noise_whatever_the_scheduler(schedule
             seen.append(noisy)
             return noisy
 
-    diffusion = Diffusion(Record(), conditioner=LabelConditioner(1), scheduler=scheduler())
+    diffusion = Diffusion(
+        Record(), conditioner=LabelConditioner(1), scheduler=scheduler.from_config(SAMPLER)
+    )
     diffusion._random_steps = lambda x: torch.tensor([0, 500, 999])
     labels, signal = torch.zeros(3, dtype=torch.long), torch.full((3, 3, 32, 32), 3.0)
     diffusion.loss(torch.zeros_like(signal), labels)
@@ -152,6 +155,20 @@ def test_sampling_walks_back_what_training_showed(scheduler):
     torch.testing.assert_close(torch.stack(misfits), torch.ones(20), atol=0.05, rtol=0)
 
 
+def test_samples_of_a_perfect_denoiser_are_as_far_from_zero_as_the_data():
+    """Of data with unit variance and no bounds, as latents are."""
+
+    class Perfect(torch.nn.Module):
+        def forward(self, noisy, t, condition):
+            a = diffusion.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+            return (1 - a).sqrt() * noisy
+
+    diffusion = Diffusion(Perfect(), conditioner=LabelConditioner(1))
+    settings = {"num_inference_steps": 50, "guidance_scale": 1.0}
+    sample = diffusion.sample(torch.randn(4, 3, 16, 24), torch.zeros(4).long(), **settings)
+    assert sample.std().item() == pytest.approx(1, abs=0.05)
+
+
 def test_loss_of_predicting_nothing_is_the_noise_variance(diffusion):
     """The DiT starts at zero, so Eq. 2 starts at E |eps|^2 = 1."""
     loss = diffusion.loss(torch.randn(32, 3, 8, 12), torch.zeros(32, dtype=torch.long))
@@ -170,7 +187,9 @@ def test_min_snr_weights_fall_with_the_signal():
     ("prediction_type", "weight"), [("epsilon", 1.0), ("v_prediction", 0.0), ("sample", 0.0)]
 )
 def test_min_snr_weights_are_finite_without_any_signal(prediction_type, weight):
-    scheduler = DDIMScheduler(prediction_type=prediction_type, rescale_betas_zero_snr=True)
+    scheduler = DDIMScheduler(
+        prediction_type=prediction_type, rescale_betas_zero_snr=True, clip_sample=False
+    )
     assert scheduler.alphas_cumprod[-1] == 0
     options = {"conditioner": LabelConditioner(1), "min_snr_gamma": 5.0}
     diffusion = Diffusion(Toy(), scheduler=scheduler, **options)
@@ -179,7 +198,7 @@ def test_min_snr_weights_are_finite_without_any_signal(prediction_type, weight):
 
 
 def test_a_predicted_sample_is_weighted_as_its_velocity_would_be_at_most_tenfold():
-    scheduler = DDIMScheduler(prediction_type="sample")
+    scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False)
     steps = torch.tensor([5, 200, 500, 999])
     snr = (scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod))[steps]
     assert snr[0] > 9 > snr[1]  # the limit is met in both directions
@@ -278,7 +297,7 @@ def test_settings_that_cannot_work_are_refused():
         Diffusion(
             Toy(),
             conditioner=LabelConditioner(1),
-            scheduler=DDIMScheduler(prediction_type="flow_prediction"),
+            scheduler=DDIMScheduler(prediction_type="flow_prediction", clip_sample=False),
         )
     with pytest.raises(ValueError, match=r"FlowMatchEuler.* no alphas_cumprod.* such as diffusers"):
         Diffusion(
@@ -286,10 +305,17 @@ def test_settings_that_cannot_work_are_refused():
             conditioner=LabelConditioner(1),
             scheduler=FlowMatchEulerDiscreteScheduler(),
         )
+    for name, scheduler in (
+        ("clip_sample", DDIMScheduler()),
+        ("clip_sample", DDPMScheduler()),
+        ("thresholding", DPMSolverMultistepScheduler(thresholding=True)),
+    ):
+        with pytest.raises(ValueError, match=rf"scheduler\.{name} of the D.* set it to false"):
+            Diffusion(Toy(), conditioner=LabelConditioner(1), scheduler=scheduler)
     with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
         guided_sample(
             Toy(),
-            DDIMScheduler(),
+            DDIMScheduler(clip_sample=False),
             torch.zeros(1, 3, 2, 2),
             condition=torch.zeros(1, 3),
             negative=torch.zeros(1, 3),

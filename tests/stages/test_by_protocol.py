@@ -41,8 +41,8 @@ def project(tmp_path_factory):
         content_conditioner=TextConditioner(width=8, num_layers=1, num_heads=2),
         motion_denoiser=MotionDiT(2, width=16, depth=1, num_heads=2, condition_dim=8),
         motion_conditioner=TextConditioner(width=8, num_layers=1, num_heads=2),
-        content_scheduler=DDIMScheduler(),
-        motion_scheduler=DDIMScheduler(),
+        content_scheduler=DDIMScheduler(clip_sample=False),
+        motion_scheduler=DDIMScheduler(clip_sample=False),
         content_shape=(3, H, W),
         motion_shape=(2, L, H // 4 + W // 4),
     ).save_pretrained(folder / "pipeline")

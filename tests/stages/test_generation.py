@@ -61,8 +61,8 @@ def pipeline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "pipeline"
     CMDPipeline(
         **parts,
-        content_scheduler=DDIMScheduler(),
-        motion_scheduler=DDIMScheduler(),
+        content_scheduler=DDIMScheduler(clip_sample=False),
+        motion_scheduler=DDIMScheduler(clip_sample=False),
         content_shape=(3, H, W),
         motion_shape=(2, L, H // 4 + W // 4),
     ).save_pretrained(folder)
@@ -306,7 +306,7 @@ def test_two_processes_write_and_report_what_one_does(pipeline, tmp_path):
 def test_a_scheduler_samples_both_models_on_their_own_noise_schedules(pipeline, tmp_path):
     pipe = CMDPipeline.from_pretrained(pipeline)
     pipe.content_scheduler = DDIMScheduler(
-        prediction_type="sample", beta_end=0.01, rescale_betas_zero_snr=True
+        prediction_type="sample", beta_end=0.01, rescale_betas_zero_snr=True, clip_sample=False
     )
     pipe.save_pretrained(tmp_path)
     model = stage(str(tmp_path), scheduler=DPMSolverMultistepScheduler(solver_order=3))
@@ -320,6 +320,7 @@ def test_a_scheduler_samples_both_models_on_their_own_noise_schedules(pipeline, 
         )
     assert described(model.scheduler) == "DPMSolverMultistepScheduler(solver_order=3)"
     for scheduler, message in (
+        (DPMSolverMultistepScheduler(thresholding=True), "scheduler.thresholding of the DPM"),
         (HeunDiscreteScheduler(), "Heun.* cannot follow the noise schedule of DDIMScheduler"),
         (FlowMatchEulerDiscreteScheduler(), "FlowMatch.* has no alphas_cumprod"),
         (DDIMScheduler(beta_end=0.1), "DDIMScheduler sets beta_end, which the model was trained"),

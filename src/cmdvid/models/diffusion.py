@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cmdvid.models.null import null_conditions, nullify
-from cmdvid.models.schedule import signal_levels
+from cmdvid.models.schedule import refuse_bounds, signal_levels
 from cmdvid.types import Condition
 
 
@@ -44,8 +44,9 @@ def started(
     Schedulers of second order call it about twice in a step.
 
     Raises:
-        ValueError: If there is not at least one step.
+        ValueError: If there is not at least one step, or the scheduler clips samples.
     """
+    refuse_bounds(scheduler)
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
     sampler: Any = copy.deepcopy(scheduler)  # its state belongs to one sample alone
@@ -104,11 +105,15 @@ class Diffusion(nn.Module):
         denoiser: Network ``(noisy, t, condition, **context) -> prediction``.
         conditioner: Network that embeds labels or captions.
         scheduler: Noise schedule and prediction type: "epsilon", "v_prediction" or "sample"; by
-            default DDIM over the linear schedule of 1000 steps. Its class matters for sampling
-            alone.
+            default DDIM over the linear schedule of 1000 steps. It must not clip samples, which
+            have unit variance and no bounds. Its class matters for sampling alone.
         condition_dropout: Share of samples trained without condition, for guidance.
         ema_decay: Decay of the moving average of all trained weights (Tables 6, 7: 0.999).
         min_snr_gamma: Gamma of min-SNR loss weights (Hang et al. 2023); none as in the paper.
+
+    Raises:
+        ValueError: If the scheduler clips samples, has no noise schedule of Eq. 2, or predicts
+            anything else.
     """
 
     def __init__(
@@ -122,7 +127,8 @@ class Diffusion(nn.Module):
         min_snr_gamma: float | None = None,
     ):
         super().__init__()
-        self.scheduler: Any = scheduler or DDIMScheduler()
+        self.scheduler: Any = scheduler or DDIMScheduler(clip_sample=False)
+        refuse_bounds(self.scheduler)
         self._levels = signal_levels(self.scheduler)  # no buffer, which would be cast with weights
         self.prediction_type = self.scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):

@@ -17,6 +17,7 @@ TRAINED = (  # settings of a scheduler that belong to the weights
     "rescale_betas_zero_snr",
     "prediction_type",
 )
+BOUNDS = ("clip_sample", "thresholding")  # settings that press samples into [-1, 1]
 
 
 def signal_levels(scheduler: SchedulerMixin) -> Float[Tensor, " t"]:
@@ -32,6 +33,20 @@ def signal_levels(scheduler: SchedulerMixin) -> Float[Tensor, " t"]:
             "matching is not); give one that has, such as diffusers.DDIMScheduler"
         )
     return levels
+
+
+def refuse_bounds(scheduler: Any) -> None:
+    """See that a scheduler leaves samples as far from zero as they go.
+
+    Raises:
+        ValueError: If it clips or thresholds them, which diffusers' DDIM and DDPM do by default.
+    """
+    for name in BOUNDS:
+        if scheduler.config.get(name):
+            raise ValueError(
+                f"scheduler.{name} of the {type(scheduler).__name__} is true, but latents have no "
+                "bounds: set it to false"
+            )
 
 
 def own_settings(scheduler: Any) -> dict[str, Any]:
@@ -58,8 +73,8 @@ def follow(trained: Any, wanted: Any) -> SchedulerMixin:
         wanted: Gives the class, and settings of sampling.
 
     Raises:
-        ValueError: If ``wanted`` sets what belongs to the weights, or its class has no such noise
-            schedule.
+        ValueError: If ``wanted`` sets what belongs to the weights, or bounds samples, or its class
+            has no such noise schedule.
     """
     given, name = own_settings(wanted), type(wanted).__name__
     if fixed := [key for key in TRAINED if key in given]:
@@ -68,7 +83,9 @@ def follow(trained: Any, wanted: Any) -> SchedulerMixin:
         )
     # named, for from_config would take defaults of the wanted class for those of the trained one
     kept = {key: trained.config[key] for key in TRAINED if key in trained.config}
-    scheduler = type(wanted).from_config(trained.config, **kept, **given)
+    kept |= dict.fromkeys(BOUNDS, False)
+    scheduler = type(wanted).from_config(trained.config, **{**kept, **given})
+    refuse_bounds(scheduler)
     levels = signal_levels(trained), signal_levels(scheduler)
     if levels[0].shape != levels[1].shape or not torch.allclose(*levels, atol=1e-6):
         raise ValueError(
