@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 from cmdvid.data.dataset import ClipSampler
 from cmdvid.losses import LatentMoments
 from cmdvid.models.autoencoder import Autoencoder
+from cmdvid.models.codecs import PixelCodec
 from cmdvid.stages.autoencoder import AutoencoderStage
 from cmdvid.types import ClipBatch, LatentBatch, PromptBatch, VideoLatent
 
@@ -89,6 +90,18 @@ def test_latents_are_measured_in_the_precision_that_they_will_have():
     stored = stage.autoencoder.motion_std
     torch.testing.assert_close(stored, found[0], atol=1e-5, rtol=1e-5)
     assert (stored - found[1]).abs().max() > 1e-4
+
+
+def test_the_codec_works_in_that_precision_too():
+    class Noting(PixelCodec):
+        def encode(self, clip):
+            precisions.append(torch.is_autocast_enabled("cpu"))
+            return super().encode(clip)
+
+    precisions: list[bool] = []
+    stage = make_stage(statistics_clips=4, codec=Noting())
+    make_trainer(max_steps=1, precision="bf16-mixed").fit(stage, loader(Clips(4)))
+    assert precisions == [True] * 3  # a step of training, two of measuring
 
 
 def test_a_checkpoint_is_not_resumed_with_the_frames_of_another_codec():

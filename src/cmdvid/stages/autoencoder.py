@@ -243,8 +243,8 @@ class AutoencoderStage(LightningModule):
             for number, batch in enumerate(loader):
                 seed_batch(self, self.run_seed, number)  # a codec may draw
                 moved = to_float(self.transfer_batch_to_device(batch, self.device, 0))
-                frames = self._frames(moved)
                 with precision():
+                    frames = self._frames(moved)
                     latent = self.autoencoder.encode(frames)
                 moments.update(latent)
                 bar.update(len(frames))
