@@ -110,3 +110,6 @@ def test_wrong_kinds_of_condition_say_what_to_use():
         LabelConditioner(3)(torch.tensor([1, 7]))
     with pytest.raises(ValueError, match="open_clip knows no model 'ViT-Z'"):
         TextConditioner("ViT-Z")
+    for name in ("roberta-ViT-B-32", "ViT-B-16-SigLIP"):
+        with pytest.raises(ValueError, match=f"{name} has a text tower or a tokenizer of Hugging"):
+            TextConditioner(name)

@@ -56,7 +56,7 @@ class LabelConditioner(ModelMixin, ConfigMixin):
                 f"class indices must lie in 0..{num_classes - 1} ({num_classes} is the null "
                 f"condition), got {condition.min():d}..{condition.max():d}"
             )
-        return self.embedding(condition)
+        return self.embedding(condition.to(self.embedding.weight.device))
 
 
 class TextConditioner(ModelMixin, ConfigMixin):
@@ -212,9 +212,10 @@ def _named_tower(model_name: str, pretrained: str | None) -> nn.Module:
             f"open_clip knows no model {model_name!r}; see open_clip.list_models() for its names"
         )
     text = config["text_cfg"]
-    if "hf_model_name" in text:
+    if "hf_model_name" in text or "hf_tokenizer_name" in text:
         raise ValueError(
-            f"{model_name} has a Hugging Face text tower; pick a CLIP such as ViT-H-14"
+            f"{model_name} has a text tower or a tokenizer of Hugging Face; pick a CLIP such as "
+            "ViT-H-14"
         )
     tower = _tower(config["embed_dim"], text, quick_gelu=config.get("quick_gelu", False))
     if pretrained and torch.get_default_device().type != "meta":
