@@ -5,7 +5,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from cmdvid import CMDPipeline
 from cmdvid.models.autoencoder import Autoencoder
 from cmdvid.models.codecs import PixelCodec
-from cmdvid.models.conditioning import TextConditioner
+from cmdvid.models.conditioning import LabelConditioner, TextConditioner
 from cmdvid.models.content_dit import ContentDiT
 from cmdvid.models.motion_dit import MotionDiT
 
@@ -33,6 +33,16 @@ def pipe() -> CMDPipeline:
     return pipe
 
 
+@pytest.fixture(scope="module")
+def labelled(pipe) -> CMDPipeline:
+    """The same for classes."""
+    parts = {f"{part}_conditioner": LabelConditioner(5, dim=16) for part in ("content", "motion")}
+    shapes = {"content_shape": [3, 8, 16], "motion_shape": [8, 4, 6]}
+    labelled = CMDPipeline(**{**pipe.components, **parts}, **shapes)
+    labelled.set_progress_bar_config(disable=True)
+    return labelled
+
+
 def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -47,6 +57,14 @@ def test_a_caption_gives_a_clip(pipe):
     assert output.frames.shape == (1, 3, 4, 8, 16)
     assert output.content.shape == (1, 3, 8, 16)
     assert output.frames.abs().max() <= 1
+
+
+def test_class_indices_may_be_plain_numbers(labelled):
+    together = sample(labelled, torch.tensor([1, 4]), (1, 2)).frames
+    torch.testing.assert_close(sample(labelled, [1, 4], (1, 2)).frames, together, atol=0, rtol=0)
+    torch.testing.assert_close(sample(labelled, 4, (2,)).frames[0], together[1], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"class indices must lie in 0\.\.4 .* got 7\.\.7"):
+        sample(labelled, 7)
 
 
 def test_round_trip_through_a_folder_of_safetensors(pipe, tmp_path):

@@ -82,7 +82,7 @@ class CMDPipeline(DiffusionPipeline, LoraLoader):
     @torch.no_grad()
     def __call__(
         self,
-        condition: str | Condition,
+        condition: str | int | Condition | Sequence[int],
         *,
         num_inference_steps: int = 50,
         motion_inference_steps: int | None = None,
@@ -99,7 +99,7 @@ class CMDPipeline(DiffusionPipeline, LoraLoader):
         """Generate clips for each condition (CMD Algorithm 1).
 
         Args:
-            condition: A caption, captions, or class indices.
+            condition: A caption or a class index, or several of them.
             num_inference_steps: Content steps (paper: 50).
             motion_inference_steps: Motion steps (paper: 100); as many as content steps if None.
             guidance_scale: s = 1 + w of the paper; 1 turns guidance off.

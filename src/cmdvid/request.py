@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class Request:
 
 
 def make_request(
-    condition: str | Condition,
+    condition: str | int | Condition | Sequence[int],
     *,
     negative: str | Sequence[str] | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
@@ -65,7 +66,7 @@ def make_request(
         )
     if num_each < 1:
         raise ValueError(f"num_videos_per_prompt must be at least 1, got {num_each}")
-    given = [condition] if isinstance(condition, str) else condition
+    given = _conditions(condition)
     num = len(given) * num_each
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
@@ -79,6 +80,16 @@ def make_request(
         raise ValueError(f"got {len(negative)} negative prompts for {len(given)} conditions")
     away = None if negative is None or not any(negative) else _repeat(negative, num_each)
     return Request(_repeat(given, num_each), away, list(generator))
+
+
+def _conditions(given: Any) -> Condition:
+    """One condition or several: captions in a sequence, class indices in a tensor."""
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, Integral):
+        given = [given]
+    labelled = len(given) > 0 and all(isinstance(each, Integral) for each in given)
+    return torch.as_tensor(given) if labelled else given
 
 
 def _repeat(values: Any, num: int) -> Any:
