@@ -74,6 +74,15 @@ def test_a_checkpoint_of_another_autoencoder_is_not_resumed(stage, tmp_path):
         stage.on_load_checkpoint(checkpoint)
 
 
+def test_weights_stay_in_float32(stage):
+    """In bf16 a moving average of decay 0.999 would never move."""
+    for each in (stage, AutoencoderStage(Autoencoder(width=16, depth=1, num_heads=2, patch=4))):
+        for verb in ("fit", "predict"):
+            trainer = make_trainer(max_steps=1, precision="bf16-true")
+            with pytest.raises(ValueError, match=r"precision bf16-true: .*Stage keeps its weights"):
+                getattr(trainer, verb)(each, DataLoader(latents(), batch_size=2))
+
+
 def test_the_seed_chooses_the_samples(stage, autoencoder_ckpt):
     latent = VideoLatent(torch.zeros(1, 3, 16, 16), torch.zeros(1, 2, 4, 8))
     given = latent, torch.tensor([0]), torch.tensor([7])

@@ -21,7 +21,7 @@ from cmdvid.models.autoencoder import Autoencoder, content_frame
 from cmdvid.models.codecs import PixelCodec
 from cmdvid.stages.networks import describe, identify_codec, refuse_other_codec
 from cmdvid.stages.noise import seed_batch
-from cmdvid.stages.optimization import clip, configure
+from cmdvid.stages.optimization import clip, configure, refuse_precision
 from cmdvid.stages.sharding import refuse_sharding
 from cmdvid.stages.sizes import check_sides
 from cmdvid.types import (
@@ -82,7 +82,8 @@ class AutoencoderStage(LightningModule):
             refuse_other_fields(folder, wanted)
 
     def configure_model(self) -> None:
-        """Refuse a strategy that would cut the autoencoder up."""
+        """Refuse a strategy that would cut the autoencoder up, and weights in half precision."""
+        refuse_precision(self)
         refuse_sharding(self)
 
     def training_step(self, batch: ClipBatch | FramesBatch) -> Tensor:

@@ -12,7 +12,7 @@ from cmdvid.models.diffusion import Diffusion, seeded_noise
 from cmdvid.stages.latents import LatentSource
 from cmdvid.stages.networks import describe
 from cmdvid.stages.noise import sample_generators, seed_batch
-from cmdvid.stages.optimization import clip, configure
+from cmdvid.stages.optimization import clip, configure, refuse_precision
 from cmdvid.stages.sharding import refuse_optimizer, shard
 from cmdvid.stages.sizes import check_sides
 from cmdvid.types import ClipBatch, Condition, LatentBatch, VideoLatent
@@ -96,6 +96,7 @@ class DiffusionStage(LightningModule):
 
     def configure_model(self) -> None:
         """Cut the networks up before their optimizer is made, if the strategy says so."""
+        refuse_precision(self)
         shard(self, self.diffusion)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -3,9 +3,25 @@
 from collections.abc import Iterable
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+
+def refuse_precision(stage: LightningModule) -> None:
+    """Say that weights are kept in float32: steps of a thousandth would round to none in bf16.
+
+    Raises:
+        ValueError: If its trainer would cast them.
+    """
+    precision = str(stage.trainer.precision)
+    if precision != "32-true" and not precision.endswith("-mixed"):
+        raise ValueError(
+            f"trainer.precision {precision}: {type(stage).__name__} keeps its weights in float32, "
+            "or small steps of the optimizer and of the moving average would be lost; take "
+            "bf16-mixed"
+        )
 
 
 def configure(
