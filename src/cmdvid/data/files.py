@@ -16,8 +16,8 @@ from jaxtyping import UInt64
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"}
-VIDEO_SUFFIXES |= {".ts", ".webm", ".wmv"}
+VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
+VIDEO_SUFFIXES |= {".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
 KEY_BYTES = 8
 NUM_SHOWN = 5  # missing files that are named
 RULE = "not a relative path with forward slashes and without '..'"
