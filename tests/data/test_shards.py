@@ -259,6 +259,17 @@ def test_what_a_server_lacks_is_named(server, tmp_path, caplog):
         read_clip("4.tar::x.mp4", SPEC, part=gone)
 
 
+def test_the_digest_tells_rows_from_others(shards, write_tar):
+    first = Shards(str(shards)).digest
+    assert Shards(str(shards), min_clips=50).digest == first
+    assert Shards(f"{shards}/{{00000..00002}}.tar").digest != first
+    os.utime(shards / "00003.tar", (1, 1))
+    assert Shards(str(shards)).digest == first  # its rows are the same
+    members = {"6.mp4": b"x", "6.txt": b"another", "7.mp4": b"x", "7.txt": b"grey 140"}
+    write_tar(shards / "00003.tar", members)
+    assert Shards(str(shards)).digest != first
+
+
 def test_few_videos_are_named_again_and_again(shards):
     index = Shards(str(shards), min_clips=50)
     alone = Shards(str(shards))

@@ -158,6 +158,16 @@ def test_without_check_files_every_row_counts_and_no_folder_is_needed(tmp_path):
         WebVid(path)  # another table, which finds none
 
 
+def test_the_digest_tells_rows_from_others(tmp_path):
+    one, same, other = (
+        WebVid(webvid(tmp_path / name, f"videoid,page_dir,name\n7,000001_000050,{said}\n".encode()))
+        for name, said in (("a", "a cat"), ("b", "a cat"), ("c", "a dog"))
+    )
+    assert one.digest == WebVid(str(tmp_path / "a" / "results.csv")).digest
+    assert one.digest != same.digest  # its videos are others
+    assert same.digest.split()[1] != other.digest.split()[1]
+
+
 def test_a_csv_without_rows_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"results.csv: names no video"):
         WebVid(webvid(tmp_path, HEADER.encode()))

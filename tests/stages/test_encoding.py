@@ -237,6 +237,12 @@ def test_other_settings_begin_anew_only_if_told_to(run, motion, tmp_path, capsys
 
     message = error_of(capsys, fit, motion, tmp_path / "run", "--data.latents", str(out))
     assert f"{out}: not a cache for this stage (spec.num_frames is 3, but here 4)" in message
+    encode(run, out, "--overwrite=true")
+    other = ["--data.latents", str(out), "--data.train.csv", str(run / "data/val.csv")]
+    other += ["--data.allow_leakage=true"]
+    message = error_of(capsys, fit, motion, tmp_path / "run", *other)
+    assert f"{out}: not a cache for this stage (train.index is " in message
+    assert "val.index" not in message
 
 
 def test_a_run_that_leaves_shards_out_is_not_finished(run, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Videos in tar shards, WebDataset's layout: what `cmdvid prepare` and video2dataset write."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,15 @@ class Shards(Dataset[VideoEntry]):
         """What tells each video from others: its shard, links followed, and its number there."""
         shards = path_keys(self.urls) - (self.ends - self.sizes).astype(np.uint64)
         return np.repeat(shards, self.sizes) + np.arange(self.num_files, dtype=np.uint64)
+
+    @property
+    def digest(self) -> str:
+        """What tells the rows from others, from the indexes as they are."""
+        digest = hashlib.sha256()
+        for url, path in zip(self.urls, self.indexes, strict=True):
+            rows = read_index(path).rows
+            digest.update(f"{url} {len(rows)} ".encode() + rows.tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return self.num_rows

@@ -62,6 +62,11 @@ class WebVid(Dataset[VideoEntry]):
         """The key of each row's file, links followed."""
         return self.entries.keys
 
+    @property
+    def digest(self) -> str:
+        """What tells the rows from others, without reading them."""
+        return f"{self.entries.root} {self.entries.facts.digest}"
+
     def __len__(self) -> int:
         return len(self.entries)
 
