@@ -16,7 +16,7 @@ from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
 from cmdvid.data.leakage import refuse_leakage
 from cmdvid.data.order import check_same_size
-from cmdvid.data.position import Position, begin, epochs_ahead, reached
+from cmdvid.data.position import Position, begin, epochs_ahead, reached, source_of
 from cmdvid.data.precision import to_float
 from cmdvid.data.skipped import SkippedFiles
 from cmdvid.signals import LISTENER
@@ -243,7 +243,9 @@ class VideoDataModule(LightningDataModule):
         check_same_size(len(dataset))
         trainer = self.trainer
         reader = trainer if train else None  # only training is resumed
-        start = begin(reader, self.saved, size=len(dataset), batch_size=self.batch_size)
+        sizes = {"size": len(dataset), "batch_size": self.batch_size}
+        source = source_of(dataset, self.seed) if train else {}
+        start = begin(reader, self.saved, **sizes, source=source)
         sampler = ClipSampler(
             dataset,
             shuffle=train,
