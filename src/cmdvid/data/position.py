@@ -44,10 +44,10 @@ class Position:
     size: int
     batch_size: int
     world_size: int
-    source: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, int | None] = field(default_factory=dict)
 
 
-def source_of(dataset: Any, seed: int) -> dict[str, Any]:
+def source_of(dataset: Any, seed: int) -> dict[str, int | None]:
     """What the order of training follows from, as far as that is told at once.
 
     Args:
@@ -57,12 +57,12 @@ def source_of(dataset: Any, seed: int) -> dict[str, Any]:
     windows = getattr(dataset, "windows", None)
     said = {"data.seed": seed, "window": windows.window if windows else None}
     if (split := getattr(dataset, "split", None)) is not None:
-        return said | {VIDEOS: split.index[:12]}
+        return said | {VIDEOS: int(split.index[:12], 16)}
     digest, size = hashlib.sha256(), len(dataset)
     for row in range(0, size, -(-size // NUM_COMPARED)):
         path, condition, _ = dataset.index[row]
         digest.update(json.dumps([os.path.basename(path), condition]).encode())
-    return said | {VIDEOS: digest.hexdigest()[:12]}
+    return said | {VIDEOS: int(digest.hexdigest()[:12], 16)}
 
 
 def reached(trainer: Trainer, start: Position, epoch: int) -> Position:
@@ -94,7 +94,7 @@ def begin(
     *,
     size: int,
     batch_size: int,
-    source: dict[str, Any],
+    source: dict[str, int | None],
 ) -> Position:
     """Where to begin to read: at the start of an epoch, or where a resumed run was saved.
 
