@@ -1,6 +1,7 @@
 """Videos written anew look as before, keep their times, and are read from near key frames."""
 
 import struct
+import tracemalloc
 from fractions import Fraction
 
 import av
@@ -41,7 +42,7 @@ def psnr(a, b):
 def test_clips_look_as_before_at_every_place(tmp_path, name, codec):
     path = write(tmp_path / name, codec=codec)
     small = tmp_path / "small.mp4"
-    small.write_bytes(reencode(str(path), short_side=48, gop=8))
+    small.write_bytes(reencode(str(path), short_side=48, gop=8).data)
     spec = ClipSpec(num_frames=8, image_size=(48, 64))
     for position in (0, 0.3, 0.7, 1):
         assert psnr(read_clip(small, spec, position), read_clip(path, spec, position)) > 35
@@ -49,7 +50,7 @@ def test_clips_look_as_before_at_every_place(tmp_path, name, codec):
 
 def test_any_frame_is_near_a_key_frame_and_none_waits_for_a_later_one(tmp_path):
     path = write(tmp_path / "a.mp4")
-    data = reencode(str(path), short_side=48, gop=8)
+    data = reencode(str(path), short_side=48, gop=8).data
     with opened_video(str(path)) as opened:
         assert list(list_frames(*opened).keys) == [0]
     with opened_video("small", data) as opened:
@@ -60,11 +61,11 @@ def test_any_frame_is_near_a_key_frame_and_none_waits_for_a_later_one(tmp_path):
 
 def test_rate_and_times_are_kept(tmp_path):
     path = write(tmp_path / "a.mp4")
-    info = video_info("small", reencode(str(path), short_side=48))
+    info = video_info("small", reencode(str(path), short_side=48).data)
     assert info == (64, 48, 29.97, 40, 1.335)
     assert video_info(str(path)) == (128, 96, 29.97, 40, 1.335)
     pts = [*range(1000, 2000, 50), *range(2000, 4000, 100)]  # starts late, then runs slower
-    varied = reencode(str(write(tmp_path / "b.mp4", pts=pts)), short_side=48)
+    varied = reencode(str(write(tmp_path / "b.mp4", pts=pts)), short_side=48).data
     with opened_video("varied", varied) as opened:
         seconds = list_frames(*opened).seconds
     assert seconds == pytest.approx([(stamp - 1000) / 1000 for stamp in pts], abs=1e-4)
@@ -77,20 +78,33 @@ def test_frames_are_upright_small_and_even(tmp_path):
     struct.pack_into(">9i", data, data.index(b"tkhd") + 44, *matrix)
     path.write_bytes(data)
     small = tmp_path / "small.mp4"
-    small.write_bytes(reencode(str(path), short_side=48))
+    small.write_bytes(reencode(str(path), short_side=48).data)
     assert video_info(str(small))[:2] == (48, 64)
     spec = ClipSpec(8, (64, 48))
     assert psnr(read_clip(small, spec), read_clip(path, spec)) > 30
     # never larger
-    assert video_info("same", reencode(str(small), short_side=480))[:2] == (48, 64)
+    assert video_info("same", reencode(str(small), short_side=480).data)[:2] == (48, 64)
+
+
+def test_frames_are_not_kept_in_memory(tmp_path):
+    path = write(tmp_path / "a.mp4", num_frames=60, size=(192, 250))  # padded rows: copied
+    tracemalloc.start()
+    reencode(str(path), short_side=192)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * 192 * 250 * 3  # ten frames
 
 
 def test_frames_before_damage_are_kept_and_none_at_all_is_an_error(tmp_path):
     path = write(tmp_path / "a.avi", codec="mpeg4")
     data = path.read_bytes()
-    cut = (data.index(b"movi") + 3 * data.index(b"idx1")) // 4
-    info = video_info("cut", reencode("cut", data[:cut], short_side=48))
-    assert 1 < info.num_frames < 40
+    start, end = data.index(b"movi"), data.index(b"idx1")
+    for cut in ((start + 3 * end) // 4, (start + end) // 2):
+        small, frames_lost = reencode("cut", data[:cut], short_side=48)
+        num_frames = video_info("cut", small).num_frames
+        assert 1 < num_frames < 40
+        assert frames_lost == 40 - num_frames  # though no packet of most of them is there
+    assert reencode("whole", data, short_side=48).frames_lost == 0
     with pytest.raises(VideoError, match=r"text\.mp4: cannot be read as video"):
         reencode("text.mp4", b"no video at all", short_side=48)
     head = data[: data.index(b"movi") + 4]

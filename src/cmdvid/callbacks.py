@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
 
+from cmdvid.data.datamodule import VideoDataModule
 from cmdvid.sheet import (
     Samples,
     captions_of,
@@ -46,6 +47,12 @@ class ClipWriter(BasePredictionWriter):
     def __init__(self, out: str, *, fps: int = 8):
         super().__init__("batch")
         self.out, self.fps, self.samples = Path(out), _checked_fps(fps), Samples()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let files that give no clip be listed there, too."""
+        data = cast(Any, trainer).datamodule
+        if stage == "predict" and isinstance(data, VideoDataModule):
+            data.report_in(self.out)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a new contact sheet."""

@@ -71,7 +71,9 @@ def read_video(path: str, part: FilePart | None = None) -> bytes:
         storage, name = url_to_fs(part.url)
         data = storage.cat_file(name, start=part.offset, end=part.offset + part.size)
     except Exception as error:  # each kind of storage raises the errors of its own library
-        raise VideoError(f"{path}: cannot be read ({_reason(error)})") from error
+        # whatever they are, the storage failed and not the video: it may be asked again
+        cause = error if isinstance(error, OSError) else ConnectionError(str(error))
+        raise VideoError(f"{path}: cannot be read ({_reason(error)})") from cause
     if len(data) != part.size:
         raise VideoError(
             f"{path}: {len(data)} of {part.size} bytes; {part.url} was cut or replaced"

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
+from itertools import chain
 from typing import NamedTuple
 
 import av
@@ -29,6 +30,13 @@ class VideoInfo(NamedTuple):
     duration: float  # seconds
 
 
+class SmallVideo(NamedTuple):
+    """A video written anew: an mp4 file, and how many frames damage has cost it."""
+
+    data: bytes
+    frames_lost: int
+
+
 def video_info(path: str, data: bytes | None = None) -> VideoInfo:
     """List a video's frames without decoding them.
 
@@ -52,11 +60,12 @@ def video_info(path: str, data: bytes | None = None) -> VideoInfo:
 
 def reencode(
     path: str, data: bytes | None = None, *, short_side: int, gop: int = 16, crf: int = 18
-) -> bytes:
+) -> SmallVideo:
     """Write a video anew as a small H.264 mp4 in which any frame is reached by little decoding.
 
     Frames are upright and keep their times; sound and other streams are left out. After damage in
     mid-file the frames before it are kept. Nothing is made larger, but for sizes that become even.
+    Frames come and go one by one, so memory stays small.
 
     Args:
         path: An absolute path.
@@ -70,6 +79,7 @@ def reencode(
     """
     with opened_video(path, data) as opened:
         seconds = list_frames(*opened).seconds
+        foretold = _foretold(*opened, len(seconds))
     file = io.BytesIO()
     with opened_video(path, data) as opened, av.open(file, "w", format="mp4") as output:
         frames = _upright_frames(*opened, short_side)
@@ -77,8 +87,8 @@ def reencode(
             raise VideoError(f"{path}: no frame can be decoded")
         rate = opened[1].average_rate or opened[1].guessed_rate or Fraction(25)
         stream = _h264_stream(output, first.shape, rate, gop=gop, crf=crf)
-        last = -1
-        for rank, image in enumerate((first, *frames)):
+        last, rank = -1, 0
+        for rank, image in enumerate(chain([first], frames)):
             # by rank, as in read_clip: the stamps on decoded frames lie in some files
             time = seconds[rank] - seconds[0] if rank < len(seconds) else float(rank / rate)
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -86,7 +96,15 @@ def reencode(
             frame.time_base = stream.codec_context.time_base
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
-    return file.getvalue()
+    return SmallVideo(file.getvalue(), max(0, foretold - rank - 1))
+
+
+def _foretold(container: InputContainer, stream: VideoStream, num_packets: int) -> int:
+    """Frames that a video should have: of an avi that was cut its header still tells.
+
+    Other headers tell nothing, or count what an edit hides.
+    """
+    return max(num_packets, stream.frames) if container.format.name == "avi" else num_packets
 
 
 def _h264_stream(

@@ -40,6 +40,7 @@ def write_tar():
     """Write a tar of members by name: ``write_tar(path, {"a.mp4": b"..."})``."""
 
     def write(path: Path, members: dict[str, bytes]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(path, "w") as tar:
             for name, data in members.items():
                 member = tarfile.TarInfo(name)

@@ -182,6 +182,31 @@ def test_metadata_headers_may_have_spaces_and_captions_be_absent(tmp_path, caplo
     assert items(VideoFolder(root), root) == [("1.mp4", ""), ("2.mp4", "")]
 
 
+def test_one_strange_row_does_not_cost_the_others(tmp_path):
+    root = tree(tmp_path, "1.mp4", "2.mp4")
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{'x' * 300}.mp4,a\n1.mp4,b\n")
+    index = VideoFolder(root)
+    assert (items(index, root), index.num_missing) == ([("1.mp4", "b")], 1)
+    (tmp_path / "metadata.csv").unlink()
+    lines = [
+        '{"file_name": "1.mp4", "text": "a\u2028b\x85c"}',
+        '{"file_name": "2.mp4", "text": "\\ud83d"}',
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
+    assert items(VideoFolder(root), root) == [("1.mp4", "a\u2028b\x85c"), ("2.mp4", "?")]
+
+
+def test_what_is_not_there_is_named_for_the_report(tmp_path):
+    root = tree(tmp_path, "1.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n1.mp4,a\n2.mp4,b\n")
+    assert VideoFolder(root).missing == {f"{root}/2.mp4": "listed, but not there"}
+    lines = [f"{number}.mp4,a\n" for number in range(1, 1200)]
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(lines))
+    missing = VideoFolder(root).missing
+    assert len(missing) == 1001
+    assert missing[f"{root}/metadata.csv"] == "198 more videos that it lists are not there"
+
+
 def test_metadata_names_stay_below_the_folder(tmp_path, caplog):
     root = tree(tmp_path / "data", "1.mp4")
     tree(tmp_path, "out.mp4")
@@ -211,7 +236,7 @@ def test_metadata_without_the_needed_columns_is_an_error(tmp_path):
 
 
 def test_a_folder_without_videos_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"no video in this folder or below \(looked for .avi"):
+    with pytest.raises(ValueError, match=r"no video in this folder or below \(looked for .3gp"):
         VideoFolder(tree(tmp_path, "a/readme.txt"))
     with pytest.raises(ValueError, match="nowhere: no video"):
         VideoFolder(str(tmp_path / "nowhere"))

@@ -37,6 +37,16 @@ def test_each_video_has_one_caption_that_its_name_and_the_seed_draw(folder):
     assert MSRVTT(captions).num_missing == 1
 
 
+def test_an_absent_caption_is_the_null_condition(folder, caplog):
+    (folder / "a.csv").write_text("video_id,sentence\nvideo7010,nan\nvideo7011,a cat\n")
+    content = {"sentences": [{"video_id": "video7010", "caption": None}]}
+    (folder / "a.json").write_text(json.dumps(content))
+    for name, wanted in {"a.csv": ["", "a cat"], "a.json": [""]}.items():
+        index = MSRVTT(str(folder / name))
+        assert [entry.condition for entry in index.entries] == wanted
+    assert caplog.text.count("1 videos have no caption") == 2
+
+
 def test_without_a_seed_every_caption_is_a_row(folder):
     index = MSRVTT(str(folder / "test_videodatainfo.json"), seed=None)
     assert len(index) == 15

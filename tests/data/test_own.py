@@ -143,7 +143,7 @@ def test_a_missing_or_empty_folder_says_what_was_looked_for(tmp_path):
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         OwnVideos(str(tmp_path / "nowhere"))
     root = touch(tmp_path, "notes.md")
-    with pytest.raises(ValueError, match=r"no video .*looked for .avi .*WebVid.*UCF-101.*metadata"):
+    with pytest.raises(ValueError, match=r"no video .*looked for .3gp .*WebVid.*UCF-101.*metadata"):
         OwnVideos(root)
     (tmp_path / "list.csv").write_text("videoid,page_dir,name\n7,a,x\n")
     with pytest.raises(ValueError, match=r"list.csv: none of its 1 videos is there; tried .*7.mp4"):

@@ -8,8 +8,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cmdvid.data.datamodule import VideoDataModule
-from cmdvid.data.dataset import ClipSampler
+from cmdvid.data.dataset import ClipDataset, ClipSampler
 from cmdvid.data.index import VideoFolder
+from cmdvid.data.position import source_of
+from cmdvid.data.prepare import write_shards
+from cmdvid.data.shards import Shards
 from cmdvid.video import ClipSpec
 
 SPEC = ClipSpec(num_frames=4, image_size=(16, 24))
@@ -171,6 +174,53 @@ def test_a_second_resume_goes_on_from_other_batches(folder, tmp_path):
         path = str(tmp_path / f"batch={saving.seen}.ckpt")
         rows += [row for step in recorder.trained for row in step.rows]
     assert rows == [i for _, i in ClipSampler(range(7), shuffle=True)][:6]
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 2), (3, 2), (4, 3), (5, 1)])
+@pytest.mark.parametrize("size", [60, 61])
+def test_with_other_processes_the_rest_of_an_epoch_is_read_once(size, world_size, batch_size):
+    """As the samplers of 2 processes share out an epoch first, and those of others its rest."""
+
+    def share(num_ranks, start):
+        options = {"shuffle": True, "world_size": num_ranks, "start": start}
+        ranks = [list(ClipSampler(range(size), rank=r, **options)) for r in range(num_ranks)]
+        assert len({len(keys) for keys in ranks}) == 1  # or some would wait for others
+        return [[row for _, row in keys] for keys in ranks]
+
+    before = [row for rank in share(2, 0) for row in rank[: 4 * 3]]  # 4 batches of 3
+    rest = share(world_size, len(before))
+    whole = len(rest[0]) // batch_size * batch_size  # the loader drops what fills no batch
+    seen = [*before, *(row for rank in rest for row in rank[:whole])]
+    num_even = -(size - len(before)) % world_size  # samples that make processes even
+    assert len(seen) - len(set(seen)) <= num_even
+    assert size - len(set(seen)) < batch_size * world_size
+
+
+def test_another_source_of_data_after_a_resume_is_told(folder, tmp_path, make_video, caplog):
+    trainer(callbacks=[SaveOften(tmp_path)]).fit(Recorder(), module(folder))
+    path = str(tmp_path / "batch=1.ckpt")
+    trainer().fit(Recorder(), module(folder), ckpt_path=path)
+    assert "resumed" not in caplog.text
+    trainer().fit(Recorder(), module(folder, seed=3), ckpt_path=path)
+    assert "resumed with another source of data (data.seed was 0, is now 3)" in caplog.text
+    caplog.clear()
+    (folder / "left" / "3.mp4").rename(folder / "left" / "new.mp4")
+    trainer().fit(Recorder(), module(folder), ckpt_path=path)
+    assert "source of data (hash of names and conditions was " in caplog.text
+
+
+def test_the_window_of_shards_is_a_part_of_the_source(folder, tmp_path):
+    write_shards(VideoFolder(str(folder)), str(tmp_path / "shards"), samples_per_shard=2)
+    files, one, same, other = (
+        source_of(ClipDataset(index, spec=SPEC, train=True), 0)
+        for index in (
+            VideoFolder(str(folder)),
+            *(Shards(str(tmp_path / "shards"), window=window) for window in (1, 1, 2)),
+        )
+    )
+    assert one == same
+    assert {key for key in one if one[key] != other[key]} == {"window"}
+    assert (one["window"], files["window"]) == (1, None)
 
 
 def test_other_data_after_a_resume_are_told(folder, tmp_path, make_video, caplog):

@@ -10,8 +10,10 @@ import time
 from itertools import groupby
 from pathlib import Path
 
+import av
 import pytest
 import torch
+from torch.utils.data import ConcatDataset
 
 from cmdvid.__main__ import main
 from cmdvid.data.index import UCF101, VideoFolder, WebVid
@@ -121,6 +123,63 @@ def test_nothing_readable_is_an_error(tmp_path):
         write_shards(VideoFolder(str(tmp_path / "videos")), str(tmp_path / "shards"))
 
 
+def test_too_many_bad_files_stop_it_and_it_goes_on(folder, tmp_path):
+    saved = {path: path.read_bytes() for path in (folder / "right").iterdir()}
+    for path in saved:
+        path.unlink()
+        path.symlink_to(path)  # a disk that does not answer
+    rows = ConcatDataset([VideoFolder(str(folder))] * 40)
+    out, options = str(tmp_path / "shards"), {"samples_per_shard": 40, "max_bad_fraction": 0.2}
+    with pytest.raises(
+        ValueError, match=r"41 of the 97 videos tried .* allows; the last is .*/right/"
+    ):
+        write_shards(rows, out, **options)
+    assert sorted(path.name for path in Path(out).glob("*.tar")) == ["00000.tar", "00001.tar"]
+    for path, data in saved.items():
+        path.unlink()
+        path.write_bytes(data)
+    write_shards(rows, out, **options)
+    assert len(Shards(out)) == 280 - 33  # those that the first two shards left out
+
+
+def test_what_damage_cost_is_told(folder, tmp_path, make_video, caplog):
+    clip = make_video(tmp_path / "long.mp4", num_frames=40)
+    with av.open(str(clip)) as video, av.open(str(folder / "left" / "0.avi"), "w") as output:
+        stream = output.add_stream("mpeg4", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for frame in video.decode(video=0):
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    cut = folder / "left" / "0.avi"
+    data = cut.read_bytes()
+    cut.write_bytes(data[: (data.index(b"movi") + data.index(b"idx1")) // 2])
+    write_shards(VideoFolder(str(folder)), str(tmp_path / "shards"), short_side=16)
+    (line,) = (tmp_path / "shards" / "skipped.jsonl").read_text().splitlines()
+    lost = json.loads(line)["frames_lost"]
+    assert 10 < lost < 40
+    reason = f"damaged, {lost} of 40 frames are lost"
+    assert json.loads(line) == {
+        "shard": 0,
+        "path": str(cut),
+        "reason": reason,
+        "frames_lost": lost,
+    }
+    assert "1 of 8 videos have lost frames" in caplog.text
+    assert "left out" not in caplog.text
+    with tarfile.open(tmp_path / "shards" / "00000.tar") as tar:
+        assert json.loads(members(tar)["000000000.json"])["frames_lost"] == lost
+    assert len(Shards(str(tmp_path / "shards"))) == 8
+
+
+def test_a_video_of_any_suffix_is_read_again(folder, tmp_path):
+    (folder / "left" / "0.mp4").rename(folder / "a.video")
+    (folder / "metadata.csv").write_text("file_name,text\na.video,a cat\nleft/1.mp4,a dog\n")
+    write_shards(VideoFolder(str(folder)), str(tmp_path / "shards"))
+    shards = Shards(str(tmp_path / "shards"))
+    assert [entry.condition for entry in shards] == ["a cat", "a dog"]
+    assert read_clip(shards[0].path, SPEC, part=shards[0].part).shape == (3, 4, 32, 48)
+
+
 def test_a_killed_run_is_taken_up_again(folder, tmp_path):
     (folder / "left" / "0.mp4").write_text("<html>")
     (folder / "right" / "0.mp4").write_text("<html>")
@@ -198,6 +257,7 @@ def test_other_settings_and_other_videos_need_another_folder(folder, tmp_path):
         ({"samples_per_shard": 0}, "samples_per_shard must be at least 1, got 0"),
         ({"short_side": 8}, "short_side must be at least 16, got 8"),
         ({"short_side": 101}, "short_side must be even"),
+        ({"max_bad_fraction": 20}, "max_bad_fraction must lie in 0..1, got 20"),
         ({"gop": 0}, "gop must be at least 1"),
     ],
 )

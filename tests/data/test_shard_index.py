@@ -10,6 +10,7 @@ import pytest
 
 from cmdvid.data.shard_index import index_path, read_facts, read_index, scan_shard, write_index
 from cmdvid.data.shard_list import list_shards
+from cmdvid.data.shards import Shards
 
 
 def scan(path):
@@ -38,7 +39,7 @@ def test_samples_are_members_of_one_key(tmp_path, write_tar):
         ("sub/001.MP4", "déjà vu", b"second"),
         ("002.webm", "", b"third"),
     ]
-    assert facts == (3, 0, "caption", "")
+    assert facts == (3, 0, "caption", "", 1)
 
 
 def test_what_video2dataset_writes_is_read(tmp_path, write_tar):
@@ -56,14 +57,29 @@ def test_what_video2dataset_writes_is_read(tmp_path, write_tar):
     }
     rows, facts = scan(write_tar(tmp_path / "a.tar", members))
     assert rows == [("000000000.mp4", "a cat", b"cat"), ("000000002.mp4", "a dog", b"dog")]
-    assert facts == (2, 1, "caption", "")
+    assert facts == (2, 1, "caption", "", 0)
 
 
 def test_classes_are_numbers_and_a_sample_without_one_is_left_out(tmp_path, write_tar):
     members = {"0.mp4": b"a", "0.cls": b"12\n", "1.mp4": b"b", "2.mp4": b"c", "2.cls": b"dog"}
     rows, facts = scan(write_tar(tmp_path / "a.tar", members))
     assert rows == [("0.mp4", 12, b"a")]
-    assert facts == (1, 2, "class", "")
+    assert facts == (1, 2, "class", "", 0)
+
+
+def test_absent_captions_are_the_null_condition(tmp_path, write_tar):
+    members = {
+        "0.mp4": b"a",
+        "0.txt": b" nan\n",
+        "1.mp4": b"b",
+        "1.txt": b"NaN",
+        "1.json": b'{"caption": "\\ud83d a cat"}',
+        "2.mp4": b"c",
+        "2.json": b'{"caption": NaN, "text": "nan"}',
+    }
+    rows, facts = scan(write_tar(tmp_path / "a.tar", members))
+    assert rows == [("0.mp4", "", b"a"), ("1.mp4", "? a cat", b"b"), ("2.mp4", "", b"c")]
+    assert facts.num_bare == 2
 
 
 def test_a_second_video_of_a_key_is_counted(tmp_path, write_tar):
@@ -137,7 +153,7 @@ def test_what_is_no_tar_is_said_to_be_none(tmp_path, data):
 def test_an_empty_tar_is_whole(tmp_path, write_tar):
     rows, facts = scan(write_tar(tmp_path / "a.tar", {}))
     assert rows == []
-    assert facts == (0, 0, "", "")
+    assert facts == (0, 0, "", "", 0)
 
 
 def test_an_index_is_kept_and_goes_with_its_shard(tmp_path, write_tar, monkeypatch):
@@ -167,6 +183,24 @@ def test_an_index_is_kept_and_goes_with_its_shard(tmp_path, write_tar, monkeypat
     far = file._replace(url="memory://shards/a.tar")
     assert index_path(far).parent == tmp_path / "cache" / "cmdvid" / "shards"
     assert index_path(file, str(tmp_path / "mine")).parent == tmp_path / "mine"
+
+
+def test_where_one_cannot_write_old_indexes_are_read_and_new_ones_kept_elsewhere(
+    tmp_path, write_tar, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("a.tar", "b.tar"):
+        write_tar(tmp_path / "shards" / name, {"0.mp4": b"a", "0.txt": b"b"})
+    (a, b), _ = list_shards(str(tmp_path / "shards"))
+    kept = index_path(a)
+    write_index(kept, *scan_shard(a))
+    kept.parent.chmod(0o555)
+    try:
+        assert index_path(a) == kept
+        assert index_path(b).parent == tmp_path / "cache" / "cmdvid" / "shards"
+        assert len(Shards(str(tmp_path / "shards"))) == 2
+    finally:
+        kept.parent.chmod(0o755)
 
 
 def test_a_folder_that_cannot_hold_indexes_is_named(tmp_path, write_tar):

@@ -1,5 +1,6 @@
 """Videos in shards are those of the files, on disk and by URL, each once over ranks and workers."""
 
+import json
 import logging
 import os
 import pickle
@@ -17,6 +18,7 @@ from cmdvid.data.dataset import ClipDataset, ClipSampler
 from cmdvid.data.index import VideoFolder
 from cmdvid.data.leakage import refuse_leakage
 from cmdvid.data.shards import Shards
+from cmdvid.data.skipped import SkippedFiles
 from cmdvid.types import ClipBatch, FilePart
 from cmdvid.video import ClipSpec, VideoError, read_clip
 
@@ -110,6 +112,10 @@ def test_a_cut_a_broken_and_a_missing_shard_are_named_and_passed_over(shards, ca
         f"grey {n}" for n in (40, 80, 100, 120, 140)
     ]
     assert data.num_missing == 3
+    ClipDataset(index, spec=SPEC, report=SkippedFiles(shards / "skipped.jsonl"))
+    listed = [json.loads(line) for line in (shards / "skipped.jsonl").read_text().splitlines()]
+    assert {line["path"] for line in listed} == {f"{shards}/0000{n}.tar" for n in (0, 1, 4)}
+    assert any("unexpected end of data" in line["reason"] for line in listed)
     with pytest.raises(ValueError, match=r"3 listed videos are missing .* strict: false"):
         ClipDataset(index, spec=SPEC, strict=True)
 
@@ -130,6 +136,7 @@ def test_samples_without_video_are_counted(shards, write_tar, caplog):
         index = Shards(str(shards))
     assert (len(index), index.num_missing) == (8, 2)
     assert "2 samples have no video" in caplog.text
+    assert index.missing[f"{shards}/00004.tar"].startswith("2 samples have no video")
 
 
 def test_captions_and_classes_do_not_mix(shards, write_tar):
@@ -162,7 +169,7 @@ def test_a_sample_of_a_shard_is_in_one_split(shards):
 @pytest.fixture
 def server(shards):
     """An HTTP server of the shards that serves ranges of bytes, as any storage does."""
-    requests = []
+    requests, busy = [], []  # a path for each time that the server is too busy for it
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -174,6 +181,9 @@ def server(shards):
             path = shards / self.path.strip("/")
             if not path.is_file():
                 return self.send_error(404)
+            if self.path in busy:
+                busy.remove(self.path)
+                return self.send_error(503)
             data, asked = path.read_bytes(), self.headers.get("Range")
             found = re.fullmatch(r"bytes=(\d+)-(\d+)", asked or "")
             first, last = map(int, found.groups()) if found else (0, len(data) - 1)
@@ -195,7 +205,7 @@ def server(shards):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         thread = threading.Thread(target=http.serve_forever, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{http.server_port}", requests
+        yield f"http://127.0.0.1:{http.server_port}", requests, busy
         http.shutdown()
         thread.join()
 
@@ -223,6 +233,15 @@ def test_shards_at_urls_are_read_by_ranges(shards, server, memory, tmp_path):
     assert fetched[here.index[0].part.size] > 0
 
 
+def test_a_server_that_is_busy_once_is_asked_again(server, tmp_path):
+    index = Shards(f"{server[0]}/{{00000..00003}}.tar", index_folder=str(tmp_path))
+    data = ClipDataset(index, spec=SPEC)
+    server[2].append("/00001.tar")
+    assert data[3].condition == "grey 60"
+    assert server[2] == []
+    assert data.num_unusable == 0
+
+
 def test_workers_read_urls(server, tmp_path):
     index = Shards(f"{server[0]}/{{00000..00003}}.tar", index_folder=str(tmp_path))
     loader = DataLoader(ClipDataset(index, spec=SPEC), batch_size=4, num_workers=2)
@@ -238,6 +257,17 @@ def test_what_a_server_lacks_is_named(server, tmp_path, caplog):
     gone = FilePart(f"{server[0]}/00004.tar", 0, 10)
     with pytest.raises(VideoError, match=r"4.tar::x.mp4: cannot be read"):
         read_clip("4.tar::x.mp4", SPEC, part=gone)
+
+
+def test_the_digest_tells_rows_from_others(shards, write_tar):
+    first = Shards(str(shards)).digest
+    assert Shards(str(shards), min_clips=50).digest == first
+    assert Shards(f"{shards}/{{00000..00002}}.tar").digest != first
+    os.utime(shards / "00003.tar", (1, 1))
+    assert Shards(str(shards)).digest == first  # its rows are the same
+    members = {"6.mp4": b"x", "6.txt": b"another", "7.mp4": b"x", "7.txt": b"grey 140"}
+    write_tar(shards / "00003.tar", members)
+    assert Shards(str(shards)).digest != first
 
 
 def test_few_videos_are_named_again_and_again(shards):

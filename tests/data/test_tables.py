@@ -11,6 +11,8 @@ def test_stray_bytes_and_blank_lines_do_not_stop_it(tmp_path):
     assert list(csv_rows(path, "a", "b")) == [("caf\ufffd", "1"), ("x", "2")]
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\n two \r")
     assert read_lines(path) == ["one", "two"]
+    path.write_text("one\u2028and more\n")
+    assert read_lines(path) == ["one\u2028and more"]
 
 
 def test_a_row_that_is_cut_short_names_nothing(tmp_path):

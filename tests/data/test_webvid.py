@@ -139,6 +139,16 @@ def test_videos_may_lie_without_pages_or_deeper(tmp_path):
     assert rows(WebVid(path)) == [("1.mp4", "flat"), ("2.mp4", "deep"), ("3.mp4", "deeper")]
 
 
+def test_a_page_that_no_folder_can_be_costs_its_row_alone(tmp_path):
+    text = f"videoid,page_dir,name\n7,000001_000050,a\n7,{'x' * 300},b\n7,loop,c\n"
+    path = webvid(tmp_path, text.encode())
+    (tmp_path / "videos" / "loop").symlink_to("loop")
+    index = WebVid(path)
+    assert [caption for _, caption, _ in index.entries] == ["a"]
+    assert index.missing[f"{tmp_path}/videos/loop/7.mp4"] == "listed, but not there"
+    assert index.num_missing == len(index.missing) == 2
+
+
 def test_without_check_files_every_row_counts_and_no_folder_is_needed(tmp_path):
     path = webvid(tmp_path, (HEADER + "7,a,x\n8,b,y\n").encode(), [])
     index = WebVid(path, check_files=False)
@@ -146,6 +156,16 @@ def test_without_check_files_every_row_counts_and_no_folder_is_needed(tmp_path):
     assert index.num_missing == 0
     with pytest.raises(ValueError, match="none of its 2 videos"):
         WebVid(path)  # another table, which finds none
+
+
+def test_the_digest_tells_rows_from_others(tmp_path):
+    one, same, other = (
+        WebVid(webvid(tmp_path / name, f"videoid,page_dir,name\n7,000001_000050,{said}\n".encode()))
+        for name, said in (("a", "a cat"), ("b", "a cat"), ("c", "a dog"))
+    )
+    assert one.digest == WebVid(str(tmp_path / "a" / "results.csv")).digest
+    assert one.digest != same.digest  # its videos are others
+    assert same.digest.split()[1] != other.digest.split()[1]
 
 
 def test_a_csv_without_rows_is_an_error(tmp_path):

@@ -237,6 +237,12 @@ def test_other_settings_begin_anew_only_if_told_to(run, motion, tmp_path, capsys
 
     message = error_of(capsys, fit, motion, tmp_path / "run", "--data.latents", str(out))
     assert f"{out}: not a cache for this stage (spec.num_frames is 3, but here 4)" in message
+    encode(run, out, "--overwrite=true")
+    other = ["--data.latents", str(out), "--data.train.csv", str(run / "data/val.csv")]
+    other += ["--data.allow_leakage=true"]
+    message = error_of(capsys, fit, motion, tmp_path / "run", *other)
+    assert f"{out}: not a cache for this stage (train.index is " in message
+    assert "val.index" not in message
 
 
 def test_a_run_that_leaves_shards_out_is_not_finished(run, tmp_path, capsys):
@@ -248,7 +254,8 @@ def test_a_run_that_leaves_shards_out_is_not_finished(run, tmp_path, capsys):
     assert len(LatentDataset(tmp_path, "train")) == 7
 
 
-def test_labels_and_damaged_files_are_encoded_too(run, tmp_path, caplog):
+def test_labels_and_damaged_files_are_encoded_too(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name, label in (("a", "cat"), ("b", "cat"), ("c", "dog")):
         video = next((run / "data/videos").rglob("*.mp4"))
         (tmp_path / "videos" / label).mkdir(parents=True, exist_ok=True)
@@ -260,6 +267,15 @@ def test_labels_and_damaged_files_are_encoded_too(run, tmp_path, caplog):
     assert [dataset[i].condition for i in (0, 2)] == [0, 1]
     assert dataset[1].condition in (0, 1)  # of the video in its place
     assert len(dataset) == 3
+    (line,) = (tmp_path / "cache/skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == str(tmp_path / "videos/cat/b.mp4")
+    # as does predict, whose output lies elsewhere
+    ckpt, quiet = str(run / "AutoencoderStage/last.ckpt"), "--trainer.enable_progress_bar=false"
+    videos = ["--data.val=VideoFolder", f"--data.val.root={tmp_path / 'videos'}"]
+    main(["predict", "--ckpt", ckpt, "--out=out", *videos, quiet, "--trainer.accelerator=cpu"])
+    (line,) = (tmp_path / "out/skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == str(tmp_path / "videos/cat/b.mp4")
+    assert not (tmp_path / "skipped.jsonl").exists()
 
 
 @pytest.mark.parametrize(

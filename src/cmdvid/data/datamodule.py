@@ -16,7 +16,7 @@ from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
 from cmdvid.data.leakage import refuse_leakage
 from cmdvid.data.order import check_same_size
-from cmdvid.data.position import Position, begin, epochs_ahead, reached
+from cmdvid.data.position import Position, begin, epochs_ahead, reached, source_of
 from cmdvid.data.precision import to_float
 from cmdvid.data.skipped import SkippedFiles
 from cmdvid.signals import LISTENER
@@ -49,7 +49,8 @@ class VideoDataModule(LightningDataModule):
         strict: Raise at a file that cannot give a clip, instead of taking another.
         allow_leakage: Let ``val`` and ``test`` hold videos of ``train``, which is refused else.
         max_bad_fraction: Stop when more than this share of the files tried so far, of 200 at least,
-            could not give a clip. They are listed in ``skipped.jsonl`` in the folder of the logs.
+            could not give a clip. They are listed in ``skipped.jsonl`` in the folder of the logs,
+            or where ``encode`` and ``predict`` write.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class VideoDataModule(LightningDataModule):
         """
         if trainer := self.trainer:
             folder = trainer.log_dir or trainer.default_root_dir  # a broadcast: on every process
-            self.report = SkippedFiles(Path(folder) / "skipped.jsonl")
+            self.report_in(Path(folder))
         have_val = self.val is not None or self.latents is not None
         if stage == "fit" and self.train is None and self.latents is None:
             raise ValueError("fit needs data.train, an index of videos, or data.latents")
@@ -133,6 +134,10 @@ class VideoDataModule(LightningDataModule):
                 "predict needs data.predict, an index of videos or Prompts, data.val or "
                 "data.latents"
             )
+
+    def report_in(self, folder: Path) -> None:
+        """List files that give no clip in this folder; to be said before there are loaders."""
+        self.report = SkippedFiles(folder / "skipped.jsonl")
 
     def train_dataloader(self) -> DataLoader:
         """Random windows in a random order, the same number on each rank."""
@@ -238,7 +243,9 @@ class VideoDataModule(LightningDataModule):
         check_same_size(len(dataset))
         trainer = self.trainer
         reader = trainer if train else None  # only training is resumed
-        start = begin(reader, self.saved, size=len(dataset), batch_size=self.batch_size)
+        sizes = {"size": len(dataset), "batch_size": self.batch_size}
+        source = source_of(dataset, self.seed) if train else {}
+        start = begin(reader, self.saved, **sizes, source=source)
         sampler = ClipSampler(
             dataset,
             shuffle=train,

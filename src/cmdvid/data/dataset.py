@@ -81,6 +81,7 @@ class ClipDataset(Dataset[ClipBatch]):
             max_fraction=max_bad_fraction,
             report=report,
             empty=getattr(index, "empty", ()),
+            missing=getattr(index, "missing", {}),
         )
 
     @property

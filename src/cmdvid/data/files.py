@@ -16,10 +16,12 @@ from jaxtyping import UInt64
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"}
-VIDEO_SUFFIXES |= {".ts", ".webm", ".wmv"}
+VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
+VIDEO_SUFFIXES |= {".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
 KEY_BYTES = 8
-NUM_SHOWN = 5  # missing files that are named
+NUM_SHOWN = 5  # missing files that are named in the log,
+NUM_LISTED = 1000  # and in the report of a run
+ABSENT = "listed, but not there"
 RULE = "not a relative path with forward slashes and without '..'"
 
 
@@ -84,6 +86,11 @@ def is_empty(path: str | Path) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_size == 0
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether files may be put there; root may anywhere, but leaves alone what is read-only."""
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & stat.S_IWUSR)
+
+
 def report_missing(
     source: Path,
     missing: Sequence[str],
@@ -118,7 +125,23 @@ def report_missing(
     return num_missing
 
 
-def report_rows(source: Path, *, num_repeated: int = 0, num_bare: int = 0) -> None:
+def listed_missing(
+    source: Path, missing: Sequence[str], num_missing: int | None = None
+) -> dict[str, str]:
+    """What the report of a run says of listed files that are not there: of many the first.
+
+    Args:
+        source: What lists them; stands for the others.
+        missing: Those that are not there, or some of them.
+        num_missing: How many are not there, if ``missing`` has not all.
+    """
+    said = dict.fromkeys(missing[:NUM_LISTED], ABSENT)
+    if (others := (num_missing or len(missing)) - len(missing[:NUM_LISTED])) > 0:
+        said[str(source)] = f"{others} more videos that it lists are not there"
+    return said
+
+
+def report_rows(source: Path | str, *, num_repeated: int = 0, num_bare: int = 0) -> None:
     """Warn of files that are named again, and of rows without a caption."""
     if num_repeated:
         logger.warning("%s: %d rows name a video that another row names", source, num_repeated)

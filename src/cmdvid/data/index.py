@@ -1,9 +1,9 @@
 """Indexes: all that differs between data sets. An item is a file and its label or caption.
 
 An index holds paths and conditions, no video. Listed files that are not there or hold no byte are
-left out and counted in ``num_missing``, the latter named in ``empty``; an index without any file is
-an error. No video is opened: damage is found at its first use. How names in lists and tables
-are read, see ``cmdvid.data.files`` and ``cmdvid.data.tables``.
+left out, counted in ``num_missing``, and named in ``missing`` and ``empty``; an index without any
+file is an error. No video is opened: damage is found at its first use. How names in lists and
+tables are read, see ``cmdvid.data.files`` and ``cmdvid.data.tables``.
 """
 
 import logging
@@ -18,6 +18,7 @@ from cmdvid.data.files import (
     VIDEO_SUFFIXES,
     files_below,
     is_empty,
+    listed_missing,
     report_missing,
     report_rows,
     stays_inside,
@@ -77,6 +78,7 @@ class UCF101(Dataset[VideoEntry]):
         self.num_missing = report_missing(
             list_file, missing, len(missing), len(self.entries), self.empty
         )
+        self.missing = listed_missing(list_file, missing)
         report_rows(list_file, num_repeated=_num_repeated(self.entries))
 
     def __len__(self) -> int:
@@ -110,6 +112,7 @@ class VideoFolder(Dataset[VideoEntry]):
         folder = Path(root)
         self.classes: list[str] | None = None
         self.empty: list[str] = []
+        self.missing: dict[str, str] = {}
         if classes is None and (metadata := metadata_rows(folder)):
             self._read_metadata(folder, *metadata)
             return
@@ -139,7 +142,7 @@ class VideoFolder(Dataset[VideoEntry]):
         missing = []
         for name, caption in rows:
             path = folder / name
-            if not stays_inside(name) or not path.is_file():
+            if not stays_inside(name) or not os.path.isfile(path):
                 missing.append(tried(folder, name))
             elif is_empty(path):
                 self.empty.append(str(path))
@@ -148,6 +151,7 @@ class VideoFolder(Dataset[VideoEntry]):
         self.num_missing = report_missing(
             table, missing, len(missing), len(self.entries), self.empty
         )
+        self.missing = listed_missing(table, missing)
         num_bare = sum(entry.condition == "" for entry in self.entries)
         report_rows(table, num_repeated=_num_repeated(self.entries), num_bare=num_bare)
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from cmdvid.data.cache import CacheShards, CacheSplit
 from cmdvid.whole import write_text
+from cmdvid.window import ClipSpec
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 NOT_COMPARED = ("autoencoder_ckpt", "versions")  # tell where things came from, not what they are
@@ -57,12 +59,30 @@ class Manifest:
 
 
 def index_hash(index: Any, name: str) -> str:
-    """SHA-256 over the paths and conditions of all rows of an index, read one by one."""
+    """SHA-256 over the paths and conditions of all rows of an index.
+
+    They are read one by one, unless the index has a ``digest`` of them, as those of millions have.
+    """
+    if (ready := getattr(index, "digest", None)) is not None:
+        return hashlib.sha256(f"{ready} {len(index)}".encode()).hexdigest()
     digest = hashlib.sha256()
     for row in tqdm(range(len(index)), desc=f"reading the {name} index", delay=2, leave=False):
         entry = index[row]
         digest.update(json.dumps([str(entry.path), entry.condition]).encode())
     return digest.hexdigest()
+
+
+def clips_wanted(spec: ClipSpec, **splits: Any) -> dict[str, Any]:
+    """What a cache must have been made of to stand in for clips, by fields of its manifest.
+
+    Args:
+        spec: The clips.
+        splits: Indexes of their videos by split, of which one or both may be None: then the cache
+            is taken at its word.
+    """
+    named = {name: index for name, index in splits.items() if index is not None}
+    wanted: dict[str, Any] = {"spec": asdict(spec)} if named else {}
+    return wanted | {f"{name}.index": index_hash(index, name) for name, index in named.items()}
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -139,18 +159,20 @@ def refuse_other_fields(folder: str | Path, wanted: Mapping[str, Any]) -> None:
 
     Args:
         folder: The cache.
-        wanted: Values that fields of its manifest must have.
+        wanted: Values that fields of its manifest must have; a dot leads to a field's field.
 
     Raises:
         ValueError: If some differ, naming each with both values, or the cache is not finished.
     """
     manifest = read_manifest(folder)
-    found = {field: getattr(manifest, field) for field in wanted}
+    found = {field: attrgetter(field)(manifest) for field in wanted}
     if differ := differences(found, json.loads(json.dumps(wanted))):
         listed = "; ".join(f"{key} is {theirs}, but here {ours}" for key, theirs, ours in differ)
+        if any(key.endswith(".index") for key, _, _ in differ):
+            listed += "; an index is of other videos, paths, captions or order"
         raise ValueError(
             f"{folder}: not a cache for this stage ({listed}); make one with `cmdvid encode`, or "
-            "correct the settings"
+            "correct the settings (data.train and data.val may be null)"
         )
 
 

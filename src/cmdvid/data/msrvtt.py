@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from cmdvid.data.files import files_below, is_empty, report_missing
-from cmdvid.data.tables import csv_rows, read_lines, read_text
+from cmdvid.data.files import files_below, is_empty, listed_missing, report_missing, report_rows
+from cmdvid.data.tables import clean_caption, csv_rows, read_lines, read_text
 from cmdvid.types import VideoEntry
 
 
@@ -61,6 +61,9 @@ class MSRVTT(Dataset[VideoEntry]):
         self.num_missing = report_missing(
             Path(ids or captions), missing, len(missing), len(self.entries), self.empty
         )
+        self.missing = listed_missing(Path(ids or captions), missing)
+        num_bare = sum(entry.condition == "" for entry in self.entries)
+        report_rows(Path(captions), num_bare=num_bare)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -80,7 +83,7 @@ def _json(path: Path) -> dict[str, list[str]]:
     said: dict[str, list[str]] = defaultdict(list)
     try:
         for sentence in json.loads(read_text(path))["sentences"]:
-            said[str(sentence["video_id"])].append(str(sentence["caption"]).strip())
+            said[str(sentence["video_id"])].append(clean_caption(sentence["caption"]))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path}: needs MSR-VTT\'s form {{"sentences": [{{"video_id": "video0", "caption": '
@@ -92,7 +95,7 @@ def _json(path: Path) -> dict[str, list[str]]:
 def _csv(path: Path) -> dict[str, list[str]]:
     said: dict[str, list[str]] = defaultdict(list)
     for name, sentence in csv_rows(path, "video_id", "sentence"):
-        said[name].append(sentence)
+        said[name].append(clean_caption(sentence))
     return dict(said)
 
 

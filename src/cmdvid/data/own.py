@@ -69,11 +69,12 @@ class OwnVideos(Dataset[VideoEntry]):
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; give the one that holds your videos")
         self.classes: list[str] | None = None  # captions instead
-        self.num_missing, self.empty = 0, []
+        self.num_missing, self.empty, self.missing = 0, [], {}
         captions: dict[str, str] = {}  # by path: a video that two csv files list counts once
         for index in _indexes(folder):
             self.num_missing += index.num_missing
             self.empty += index.empty
+            self.missing |= index.missing
             captions |= {path: _caption(label, index.classes) for path, label, _ in index.entries}
         paths = _share(folder, list(captions), split=split, val_share=val_share)
         self.num_files = len(paths)

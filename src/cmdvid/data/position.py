@@ -4,16 +4,22 @@ Counted in samples of all processes together, so that a run can go on with other
 number of processes. Workers do not matter: what they read ahead was not trained on.
 """
 
+import hashlib
+import json
 import logging
 import math
+import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.loop import _Loop
 
 logger = logging.getLogger(__name__)
+
+VIDEOS = "hash of names and conditions"
+NUM_COMPARED = 1000  # rows, evenly spaced: enough to see that a data set is another one
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Position:
         size: Samples of the data set.
         batch_size: Samples in a batch of one process.
         world_size: Number of processes.
+        source: What the order and its samples follow from; nothing in checkpoints of before.
     """
 
     epoch: int
@@ -37,6 +44,25 @@ class Position:
     size: int
     batch_size: int
     world_size: int
+    source: dict[str, int | None] = field(default_factory=dict)
+
+
+def source_of(dataset: Any, seed: int) -> dict[str, int | None]:
+    """What the order of training follows from, as far as that is told at once.
+
+    Args:
+        dataset: Clips of an index, or cached ones.
+        seed: Seed of the order.
+    """
+    windows = getattr(dataset, "windows", None)
+    said = {"data.seed": seed, "window": windows.window if windows else None}
+    if (split := getattr(dataset, "split", None)) is not None:
+        return said | {VIDEOS: int(split.index[:12], 16)}
+    digest, size = hashlib.sha256(), len(dataset)
+    for row in range(0, size, -(-size // NUM_COMPARED)):
+        path, condition, _ = dataset.index[row]
+        digest.update(json.dumps([os.path.basename(path), condition]).encode())
+    return said | {VIDEOS: int(digest.hexdigest()[:12], 16)}
 
 
 def reached(trainer: Trainer, start: Position, epoch: int) -> Position:
@@ -59,11 +85,16 @@ def reached(trainer: Trainer, start: Position, epoch: int) -> Position:
     batches = max(batches, first)  # a run resumed with other batches may begin within a step
     samples += (batches - first) * start.batch_size * start.world_size
     sizes = start.size, start.batch_size, start.world_size
-    return Position(epoch, samples, batches, complete, *sizes)
+    return Position(epoch, samples, batches, complete, *sizes, start.source)
 
 
 def begin(
-    trainer: Trainer | None, saved: Position | None, *, size: int, batch_size: int
+    trainer: Trainer | None,
+    saved: Position | None,
+    *,
+    size: int,
+    batch_size: int,
+    source: dict[str, int | None],
 ) -> Position:
     """Where to begin to read: at the start of an epoch, or where a resumed run was saved.
 
@@ -75,13 +106,14 @@ def begin(
         saved: What the checkpoint holds.
         size: Samples of the data set.
         batch_size: Samples in a batch of one process.
+        source: What they follow from, see ``source_of``.
     """
     if saved is None or trainer is None or not trainer.fit_loop.is_resuming:
         epoch, world_size = (trainer.current_epoch, trainer.world_size) if trainer else (0, 1)
-        return Position(epoch, 0, 0, False, size, batch_size, world_size)
+        return Position(epoch, 0, 0, False, size, batch_size, world_size, source)
     # its warning that this loader cannot be resumed would be wrong
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-    start = _shared_anew(trainer, saved, size, batch_size)
+    start = replace(_shared_anew(trainer, saved, size, batch_size), source=source)
     whole = _batches_of_an_epoch(trainer, size, batch_size)
     is_over = start.epoch > saved.epoch
     _count(trainer, whole if is_over else start.batches, is_last=is_over)
@@ -156,4 +188,13 @@ def _tell(saved: Position, start: Position) -> None:
             "resumed on %d samples, where there were %d: the order of epoch %d is another one, and "
             "samples of it may come twice or not at all",
             *(start.size, saved.size, saved.epoch),
+        )
+    shared = start.source.keys() & saved.source.keys()
+    changed = sorted(key for key in shared if start.source[key] != saved.source[key])
+    if changed and start.size == saved.size:
+        logger.warning(
+            "resumed with another source of data (%s): the order of epoch %d is another one, and "
+            "samples of it may come twice or not at all",
+            "; ".join(f"{k} was {saved.source[k]}, is now {start.source[k]}" for k in changed),
+            saved.epoch,
         )

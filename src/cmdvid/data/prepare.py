@@ -7,7 +7,7 @@ import logging
 import os
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cmdvid.container import VideoError, read_video
+from cmdvid.data.files import VIDEO_SUFFIXES
+from cmdvid.data.skipped import FEW
 from cmdvid.reencode import reencode, video_info
 from cmdvid.types import VideoEntry
 from cmdvid.whole import whole, write_text
@@ -27,11 +29,11 @@ SETTINGS = "prepare.json"
 SKIPPED = "skipped.jsonl"
 
 
-class _Skipped(NamedTuple):
-    """A video that cannot be used, as a line of ``skipped.jsonl``."""
+class _Sample(NamedTuple):
+    """A row of the index, ready to be written."""
 
-    path: str
-    reason: str
+    members: dict[str, bytes]  # by suffix; none if the video cannot be used
+    said: dict[str, Any]  # of a bad video, for ``skipped.jsonl``
 
 
 def write_shards(  # one argument for each option of `cmdvid prepare`
@@ -43,12 +45,14 @@ def write_shards(  # one argument for each option of `cmdvid prepare`
     gop: int = 16,
     crf: int = 18,
     num_workers: int | None = None,
+    max_bad_fraction: float = 0.2,
 ) -> None:
     """Write ``00000.tar``, ``00001.tar``, ...; a second call writes what is missing.
 
     Each sample is ``KEY.mp4`` (or what the file is), ``KEY.txt`` (caption) or ``KEY.cls`` (class
     index) and ``KEY.json``, with its row in the index as the key. Videos that cannot be read are
-    left out and named in ``skipped.jsonl``. A shard is there whole or not at all.
+    left out and named in ``skipped.jsonl``, as are those that were written anew without all of
+    their frames. A shard is there whole or not at all.
 
     Args:
         index: Any index of ``cmdvid.data``, or another data set of ``VideoEntry``.
@@ -59,15 +63,19 @@ def write_shards(  # one argument for each option of `cmdvid prepare`
         gop: Frames from one key frame to the next, if videos are written anew.
         crf: Their quality: 18 is hardly told from the original, 23 takes half the space.
         num_workers: Videos worked on at a time; by default as many as there are processors.
+        max_bad_fraction: Stop when more than this share of the videos tried, of 200 at least,
+            cannot be read: with a disk gone, all that follow would be left out for good.
 
     Raises:
         ValueError: If a number is out of range, the folder holds shards of other settings or of
-            another index, or no video can be read.
+            another index, too many videos cannot be read, or none can.
     """
     least = {"samples_per_shard": (samples_per_shard, 1), "gop": (gop, 1), "crf": (crf, 0)}
     for name, (number, minimum) in (least | {"short_side": (short_side or 16, 16)}).items():
         if number < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {number}")
+    if not 0 <= max_bad_fraction <= 1:
+        raise ValueError(f"max_bad_fraction must lie in 0..1, got {max_bad_fraction}")
     if short_side is not None and short_side % 2:
         raise ValueError(f"short_side must be even, as mp4 needs it, got {short_side}")
     size = len(index)  # type: ignore[arg-type]
@@ -76,37 +84,50 @@ def write_shards(  # one argument for each option of `cmdvid prepare`
     folder = Path(out)
     _claim(folder, settings | {"rows": size, "index": _fingerprint(index, size)})
 
-    def make(row: int) -> dict[str, bytes] | _Skipped:
+    def make(row: int) -> _Sample:
         try:
-            return _members(index, row, short_side=short_side, gop=gop, crf=crf)
+            return _sample(index, row, short_side=short_side, gop=gop, crf=crf)
         except VideoError as error:
             path = index[row].path
-            return _Skipped(path, str(error).removeprefix(f"{os.path.abspath(path)}: "))
+            reason = str(error).removeprefix(f"{os.path.abspath(path)}: ")
+            return _Sample({}, {"path": path, "reason": reason})
 
     shards = {
         number: range(first, min(first + samples_per_shard, size))
         for number, first in enumerate(range(0, size, samples_per_shard))
     }
-    _write_missing(folder, shards, make, num_workers or os.cpu_count() or 1)
-    if num_skipped := len(_read_skipped(folder)):
-        if num_skipped == size:
-            raise ValueError(f"{folder / SKIPPED}: none of {size} videos can be read")
+    _write_missing(folder, shards, make, num_workers or os.cpu_count() or 1, max_bad_fraction)
+    _summarise(folder, size)
+
+
+def _summarise(folder: Path, size: int) -> None:
+    """Say how many videos were bad."""
+    path, said = folder / SKIPPED, _read_skipped(folder)
+    num_skipped = _num_left_out(said)
+    num_damaged = len(said) - num_skipped
+    if num_skipped == size:
+        raise ValueError(f"{path}: none of {size} videos can be read")
+    if num_skipped:
+        logger.warning("%d of %d videos were left out: %s says why", num_skipped, size, path)
+    if num_damaged:
         logger.warning(
-            "%d of %d videos were left out: %s says why", num_skipped, size, folder / SKIPPED
+            "%d of %d videos have lost frames: %s says how many", num_damaged, size, path
         )
 
 
-def _members(
+def _sample(
     index: Dataset[VideoEntry], row: int, *, short_side: int | None, gop: int, crf: int
-) -> dict[str, bytes]:
-    """The members of one sample, by suffix."""
+) -> _Sample:
     entry = index[row]
     path = os.path.abspath(entry.path) if entry.part is None else entry.path
-    suffix, data = Path(path).suffix.lower(), None
+    suffix, data, lost = Path(path).suffix.lower(), None, 0
+    if suffix not in VIDEO_SUFFIXES:  # readers of shards would not take it for a video
+        suffix = ".mp4"
     if entry.part is not None or short_side is None:
         data = read_video(path, entry.part)
     if short_side is not None:
-        suffix, data = ".mp4", reencode(path, data, short_side=short_side, gop=gop, crf=crf)
+        data, lost = reencode(path, data, short_side=short_side, gop=gop, crf=crf)
+        suffix = ".mp4"
     assert data is not None, "read or written anew"
     facts: dict[str, Any] = {"key": f"{row:09d}", "source": entry.path}
     facts |= video_info(path, data)._asdict()
@@ -115,19 +136,26 @@ def _members(
     else:
         classes = getattr(index, "classes", None)
         facts |= {"label": entry.condition, "class": classes[entry.condition] if classes else None}
+    said: dict[str, Any] = {}
+    if lost:
+        facts["frames_lost"] = lost
+        reason = f"damaged, {lost} of {lost + facts['num_frames']} frames are lost"
+        said = {"path": entry.path, "reason": reason, "frames_lost": lost}
     condition = ".txt" if isinstance(entry.condition, str) else ".cls"
-    return {
+    members = {
         suffix: data,
         condition: str(entry.condition).encode("utf-8", "replace"),
         ".json": json.dumps(facts).encode(),
     }
+    return _Sample(members, said)
 
 
 def _write_missing(
     folder: Path,
     shards: dict[int, range],
-    make: Callable[[int], dict[str, bytes] | _Skipped],
+    make: Callable[[int], _Sample],
     num_workers: int,
+    max_bad_fraction: float,
 ) -> None:
     """Write the shards that are not there, in threads: PyAV works without Python's lock."""
     missing = {n: rows for n, rows in shards.items() if not _path(folder, n).exists()}
@@ -139,7 +167,9 @@ def _write_missing(
     ):
         try:
             every_row = chain.from_iterable(missing.values())
-            samples = _in_order(pool, make, every_row, ahead=2 * num_workers)
+            made = _in_order(pool, make, every_row, ahead=2 * num_workers)
+            num_bad = _num_left_out(_read_skipped(folder))
+            samples = _up_to_too_many(made, max_bad_fraction, total - left, num_bad)
             for number, rows in missing.items():
                 _write_shard(folder, number, rows, islice(samples, len(rows)), progress)
         except BaseException:  # Ctrl-C too: do not work on the rest first
@@ -160,6 +190,22 @@ def _in_order(
         yield pending.popleft().result()
 
 
+def _up_to_too_many(
+    samples: Iterator[_Sample], max_bad_fraction: float, num_tried: int, num_bad: int
+) -> Iterator[_Sample]:
+    """Pass samples on and count those that are bad, beside those of finished shards."""
+    for sample in samples:
+        num_tried += 1
+        num_bad += not sample.members
+        if num_bad > max_bad_fraction * max(num_tried, FEW):
+            raise ValueError(
+                f"{num_bad} of the {num_tried} videos tried so far cannot be read, more than "
+                f"max_bad_fraction ({max_bad_fraction}) allows; the last is {sample.said['path']}: "
+                f"{sample.said['reason']}. The same command goes on with the shard that was begun"
+            )
+        yield sample
+
+
 def _path(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.tar"
 
@@ -168,24 +214,23 @@ def _write_shard(
     folder: Path,
     number: int,
     rows: range,
-    samples: Iterator[dict[str, bytes] | _Skipped],
+    samples: Iterator[_Sample],
     progress: tqdm,
 ) -> None:
     path = _path(folder, number)
-    skipped = []
+    lines = []
     with whole(path) as part, tarfile.open(part, "w") as tar:
         for row, sample in zip(rows, samples, strict=True):
-            if isinstance(sample, _Skipped):
-                skipped.append({"shard": number} | sample._asdict())
-            else:
-                for suffix, data in sample.items():
-                    member = tarfile.TarInfo(f"{row:09d}{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+            if sample.said:
+                lines.append({"shard": number} | sample.said)
+            for suffix, data in sample.members.items():
+                member = tarfile.TarInfo(f"{row:09d}{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
             progress.update()
-        if skipped:  # before the shard is there: a shard made again says it again
+        if lines:  # before the shard is there: a shard made again says it again
             with (folder / SKIPPED).open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in skipped)
+                file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def _read_skipped(folder: Path) -> list[dict[str, Any]]:
@@ -193,6 +238,11 @@ def _read_skipped(folder: Path) -> list[dict[str, Any]]:
     path = folder / SKIPPED
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _num_left_out(said: Sequence[dict[str, Any]]) -> int:
+    """How many lines are of videos that gave nothing; of the others frames are lost."""
+    return sum("frames_lost" not in line for line in said)
 
 
 def _keep_skipped(folder: Path, finished: set[int]) -> None:

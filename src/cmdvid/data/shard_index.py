@@ -22,11 +22,12 @@ from jaxtyping import Int64, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from cmdvid.data.index import VIDEO_SUFFIXES
+from cmdvid.data.files import VIDEO_SUFFIXES, is_writable
 from cmdvid.data.shard_list import ShardFile
+from cmdvid.data.tables import clean_caption
 from cmdvid.whole import whole
 
-VERSION = "1"  # of the files written here
+VERSION = "2"  # of the files written here
 BLOCK = 2**16  # bytes fetched at a time from far storages: a header and small members after it
 MAX_TEXT = 2**20  # bytes of a caption; more is a mistake or an attack
 FOLDER = ".cmdvid-index"
@@ -59,6 +60,7 @@ class ShardFacts(NamedTuple):
     left_out: int  # samples without a video, or without the class that others have
     kind: str  # of its conditions: "caption", "class", or "" if there are none
     damage: str  # what is wrong with it, or ""
+    num_bare: int  # videos without caption or class
 
 
 @dataclass(slots=True)
@@ -78,18 +80,25 @@ def index_path(shard: ShardFile, folder: str | None = None) -> Path:
 
     Args:
         shard: The shard.
-        folder: Where to keep indexes. By default beside the shard in ``.cmdvid-index``, if that is
-            there or can be made, else in ``~/.cache/cmdvid/shards`` (or below ``XDG_CACHE_HOME``).
+        folder: Where to keep indexes. By default beside the shard in ``.cmdvid-index``, if it is
+            there already or one can write there, else in ``~/.cache/cmdvid/shards`` (or below
+            ``XDG_CACHE_HOME``).
     """
     storage, path = url_to_fs(shard.url)
-    where, beside = shard.url, Path(path).parent / FOLDER
+    if folder is None and isinstance(storage, LocalFileSystem):
+        beside = Path(path).parent / FOLDER
+        # by its name alone: shards may be moved with what lies beside them
+        kept = beside / _file_name(shard, Path(path).name)
+        place = beside if beside.is_dir() else beside.parent
+        if (place.is_dir() and is_writable(place)) or kept.is_file():
+            return kept
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    parent = Path(folder or f"{cache}/cmdvid/shards")
-    local = folder is None and isinstance(storage, LocalFileSystem)
-    if local and (beside.is_dir() or os.access(beside.parent, os.W_OK)):
-        where, parent = Path(path).name, beside  # shards may be moved with what lies beside them
+    return Path(folder or f"{cache}/cmdvid/shards") / _file_name(shard, shard.url)
+
+
+def _file_name(shard: ShardFile, where: str) -> str:
     state = "\n".join([VERSION, where, str(shard.size), shard.stamp])
-    return parent / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.safetensors"
+    return f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.safetensors"
 
 
 def read_facts(path: Path) -> ShardFacts | None:
@@ -170,7 +179,7 @@ def _note(sample: _Sample, suffix: str, member: tarfile.TarInfo, file: Any) -> N
         file.seek(member.offset_data)
         text = file.read(member.size).decode("utf-8-sig", "replace").strip()
         if suffix == "txt":
-            sample.caption = " ".join(text.split())
+            sample.caption = clean_caption(" ".join(text.split()))
         elif suffix == "json":
             sample.told = _told(text)
         elif text.isdecimal():
@@ -184,7 +193,8 @@ def _told(text: str) -> str | None:
     except ValueError:
         return None
     captions = [facts.get(key) for key in ("caption", "text")] if isinstance(facts, dict) else []
-    return next((" ".join(c.split()) for c in captions if isinstance(c, str)), None)
+    said = (clean_caption(" ".join(c.split())) for c in captions if isinstance(c, str))
+    return next(said, None)
 
 
 def _index(samples: Sequence[_Sample], damage: str) -> tuple[ShardIndex, ShardFacts]:
@@ -196,11 +206,12 @@ def _index(samples: Sequence[_Sample], damage: str) -> tuple[ShardIndex, ShardFa
         kind = "class"
     elif any(s.told is not None for s in samples):
         kind = "caption"
-    videos, rows = [], []
+    videos, rows, num_bare = [], [], 0
     for s in samples:
         condition = s.label if kind == "class" else s.caption or s.told or ""
         if s.video is not None and condition is not None:
             videos.append(s.video)
+            num_bare += condition == ""
             rows.append(json.dumps([s.name, condition]).encode())
     left_out = len(samples) - len(videos) + sum(s.num_more for s in samples)
     index = ShardIndex(
@@ -208,7 +219,7 @@ def _index(samples: Sequence[_Sample], damage: str) -> tuple[ShardIndex, ShardFa
         np.cumsum([len(row) for row in rows], dtype=np.int64),
         np.frombuffer(b"".join(rows), np.uint8),
     )
-    return index, ShardFacts(len(videos), left_out, kind, damage)
+    return index, ShardFacts(len(videos), left_out, kind, damage, num_bare)
 
 
 def _safe(name: str) -> str:

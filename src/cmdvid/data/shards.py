@@ -1,5 +1,6 @@
 """Videos in tar shards, WebDataset's layout: what `cmdvid prepare` and video2dataset write."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from jaxtyping import UInt64
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from cmdvid.data.files import path_keys
+from cmdvid.data.files import path_keys, report_rows
 from cmdvid.data.order import ShardWindows
 from cmdvid.data.shard_index import (
     ShardFacts,
@@ -25,6 +26,8 @@ from cmdvid.types import FilePart, VideoEntry
 
 logger = logging.getLogger(__name__)
 
+WITHOUT = "samples have no video, no class or another video of their name"
+
 
 class Shards(Dataset[VideoEntry]):
     """Videos of tar shards with their captions or classes, on disk or at any URL of fsspec.
@@ -33,8 +36,8 @@ class Shards(Dataset[VideoEntry]):
     file; a shard that was written anew is read anew. Videos are fetched by their range of bytes,
     conditions come from the index. In training the order is local: see ``window``.
 
-    A shard that is missing, cut or unreadable is named in the log; what lies before the cut is
-    used. ``num_missing`` counts it, and each sample without a video or condition.
+    A shard that is missing, cut or unreadable is named in the log and in ``missing``; what lies
+    before the cut is used. ``num_missing`` counts it, and each sample without a video or class.
 
     Args:
         urls: A folder of ``.tar`` files, one file, numbered ones as ``DIR/{00000..00099}.tar``, or
@@ -82,14 +85,26 @@ class Shards(Dataset[VideoEntry]):
         # few videos that are read again and again have no order to keep
         whole = self.num_rows == self.num_files
         self.windows = ShardWindows(self.sizes, window) if whole else None
-        left_out = sum(fact.left_out for fact in facts)
-        self.num_missing = _report(urls, bad, left_out, self.num_files)
+        left_out = {u: f.left_out for u, f in zip(self.urls, facts, strict=True) if f.left_out}
+        self.num_missing = _report(urls, bad, sum(left_out.values()), self.num_files)
+        # for the report of a run, a line each
+        self.missing = {url: f"{number} {WITHOUT}" for url, number in left_out.items()} | bad
+        report_rows(str(urls), num_bare=sum(fact.num_bare for fact in facts))
 
     @property
     def path_keys(self) -> UInt64[np.ndarray, " n"]:
         """What tells each video from others: its shard, links followed, and its number there."""
         shards = path_keys(self.urls) - (self.ends - self.sizes).astype(np.uint64)
         return np.repeat(shards, self.sizes) + np.arange(self.num_files, dtype=np.uint64)
+
+    @property
+    def digest(self) -> str:
+        """What tells the rows from others, from the indexes as they are."""
+        digest = hashlib.sha256()
+        for url, path in zip(self.urls, self.indexes, strict=True):
+            rows = read_index(path).rows
+            digest.update(f"{url} {len(rows)} ".encode() + rows.tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return self.num_rows
@@ -148,7 +163,5 @@ def _report(urls: str | Sequence[str], bad: dict[str, str], left_out: int, num_v
     if bad:
         logger.warning("%s: %d shards are missing or damaged: %s", urls, len(bad), reasons)
     if left_out:
-        logger.warning(
-            "%s: %d samples have no video, no class or another video of their name", urls, left_out
-        )
+        logger.warning("%s: %d %s", urls, left_out, WITHOUT)
     return len(bad) + left_out

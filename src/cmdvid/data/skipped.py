@@ -4,9 +4,10 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -25,6 +26,7 @@ class Unusable:
         max_fraction: Of the files tried so far, taken for 200 at least, no more may be unusable.
         report: Where they are listed.
         empty: Files of no byte, which the index left out.
+        missing: What else it left out, with the reasons.
 
     Raises:
         ValueError: If the share is no share, or that of empty files too large.
@@ -37,6 +39,7 @@ class Unusable:
         max_fraction: float,
         report: "SkippedFiles | None" = None,
         empty: Sequence[str] = (),
+        missing: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         if not 0 <= max_fraction <= 1:
             raise ValueError(f"max_bad_fraction must lie in 0..1, got {max_fraction}")
@@ -47,8 +50,7 @@ class Unusable:
         self.partial = torch.zeros_like(self.marked).share_memory_()
         self.reasons: list[str] = []  # the first that this process met
         if report:
-            for path in empty:
-                report.add(path, EMPTY)
+            report.add_all(dict.fromkeys(empty, EMPTY) | dict(missing))
         if len(empty) > max_fraction * max(num_files + len(empty), FEW):
             raise ValueError(
                 f"{len(empty)} of {num_files + len(empty)} videos are files of no byte, more than "
@@ -101,7 +103,7 @@ class Unusable:
 
 
 class SkippedFiles:
-    """A JSON line for each file that gave no clip, or not all of it.
+    """A JSON line for each file that gave no clip, or not all of it, or is not there.
 
     It holds ``path``, ``reason`` and ``first_seen`` (UTC). Loader workers, processes of a
     distributed run and later runs in the same folder add to it; each reads first what the others
@@ -118,7 +120,11 @@ class SkippedFiles:
 
     def add(self, file: str, reason: str) -> None:
         """Add a file, unless it is there. A report that cannot be written stops no training."""
-        if file in self.known:
+        self.add_all({file: reason})
+
+    def add_all(self, reasons: Mapping[str, str]) -> None:
+        """Add files by their reasons, as ``add`` does."""
+        if not reasons.keys() - self.known:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,14 +132,14 @@ class SkippedFiles:
                 fcntl.lockf(report, fcntl.LOCK_EX)  # released when the file is closed
                 report.seek(self.offset)
                 self.known |= {_path_of(line) for line in report}
-                if file not in self.known:
-                    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                    line = json.dumps({"path": file, "reason": reason, "first_seen": now})
-                    report.write(line.encode() + b"\n")
+                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                for file in [file for file in reasons if file not in self.known]:
+                    said = {"path": file, "reason": reasons[file], "first_seen": now}
+                    report.write(json.dumps(said).encode() + b"\n")
                 self.offset = report.tell()
         except OSError as error:
             logger.warning("%s: cannot be written (%s)", self.path, error.strerror)
-        self.known.add(file)
+        self.known |= reasons.keys()
 
 
 def _path_of(line: bytes) -> str:

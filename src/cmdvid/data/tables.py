@@ -35,7 +35,7 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         ValueError: If it cannot be read or has no such line.
     """
-    if lines := [line.strip() for line in read_text(path).splitlines() if line.strip()]:
+    if lines := [line.strip() for line in read_text(path).split("\n") if line.strip()]:
         return lines
     raise ValueError(f"{path}: the file holds no line of text")
 
@@ -102,13 +102,17 @@ def metadata_rows(folder: Path) -> tuple[Path, list[tuple[str, str]]] | None:
 
 
 def clean_caption(said: Any) -> str:
-    """A caption as it is trained on: "" for one that is absent, whoever wrote that."""
-    caption = "" if said is None else str(said).strip()
+    """A caption as it is trained on: "" for one that is absent, whoever wrote that.
+
+    Half of a character pair, as JSON may hold, becomes "?": nothing could write it as UTF-8.
+    """
+    caption = "" if said is None else str(said).strip().encode("utf-8", "replace").decode()
     return "" if caption.lower() == "nan" else caption
 
 
 def _numbered(path: Path) -> list[tuple[int, str]]:
-    lines = enumerate(read_text(path).splitlines(), start=1)
+    # not splitlines: JSON holds U+2028 and others as they are; other line ends are read as \n
+    lines = enumerate(read_text(path).split("\n"), start=1)
     return [(number, line) for number, line in lines if line.strip()]
 
 

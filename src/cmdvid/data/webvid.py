@@ -9,7 +9,6 @@ times, delete ``.cmdvid`` instead.
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from filelock import FileLock
 from jaxtyping import UInt64
 from torch.utils.data import Dataset
 
-from cmdvid.data.files import is_empty, report_missing, report_rows
+from cmdvid.data.files import is_empty, is_writable, listed_missing, report_missing, report_rows
 from cmdvid.data.mapped_table import MappedTable
 from cmdvid.data.webvid_conversion import changed, convert
 from cmdvid.types import VideoEntry
@@ -56,11 +55,17 @@ class WebVid(Dataset[VideoEntry]):
         self.num_missing = report_missing(
             source, facts.missing, facts.num_missing, len(self), self.empty
         )
+        self.missing = listed_missing(source, facts.missing, facts.num_missing)
 
     @property
     def path_keys(self) -> UInt64[np.ndarray, " n"]:
         """The key of each row's file, links followed."""
         return self.entries.keys
+
+    @property
+    def digest(self) -> str:
+        """What tells the rows from others, without reading them."""
+        return f"{self.entries.root} {self.entries.facts.digest}"
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -80,7 +85,7 @@ def _open_table(csv: Path, videos: Path, check_files: bool) -> MappedTable:
     for folder in (beside, cache):
         if table := _fresh_table(folder / name, videos, source):
             return table
-    path = (beside if _is_writable(csv.absolute().parent) else cache) / name
+    path = (beside if is_writable(csv.absolute().parent) else cache) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # the others wait for the first, and use its table
@@ -122,11 +127,6 @@ def _fresh_table(path: Path, videos: Path, source: dict[str, Any]) -> MappedTabl
     if any(changed(videos / name) != then for name, then in facts.folders.items()):
         return None
     return table if all(is_empty(videos / name) for name in facts.empty) else None
-
-
-def _is_writable(folder: Path) -> bool:
-    """Whether files may be put there; root may anywhere, but leaves alone what is read-only."""
-    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & stat.S_IWUSR)
 
 
 def _make_table(path: Path, csv: Path, videos: Path, source: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """From a csv in WebVid's format to a memory-mapped table, in one pass and bounded memory."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, UInt64
 from tqdm import tqdm
 
-from cmdvid.data.files import NUM_SHOWN, is_empty, path_key, report_missing, stays_inside, tried
+from cmdvid.data.files import NUM_LISTED, is_empty, path_key, report_missing, stays_inside, tried
 from cmdvid.data.mapped_table import TableWriter
 from cmdvid.data.tables import clean_caption, csv_rows
 
@@ -45,7 +46,7 @@ def convert(csv: Path, file: BinaryIO, *, videos: Path, source: dict[str, Any]) 
         name = f"{page_dir}/{video_id}.mp4" if page_dir else f"{video_id}.mp4"
         if not video_id or not stays_inside(name):
             num_strange += 1
-            strange += [name] if num_strange <= NUM_SHOWN else []
+            strange += [name] if num_strange <= NUM_LISTED else []
             continue
         folder, _, file_name = name.rpartition("/")
         if folder not in real:
@@ -60,8 +61,8 @@ def convert(csv: Path, file: BinaryIO, *, videos: Path, source: dict[str, Any]) 
         folders = present.folders
     empty = [writer.name(int(row)) for row in np.flatnonzero(hollow)]
     absent = np.flatnonzero(~kept & ~hollow)
-    missing = [*strange, *(writer.name(int(row)) for row in absent[:NUM_SHOWN])]
-    missing = [tried(videos, name) for name in missing[:NUM_SHOWN]]
+    missing = [*strange, *(writer.name(int(row)) for row in absent[:NUM_LISTED])]
+    missing = [tried(videos, name) for name in missing[:NUM_LISTED]]
     num_missing = num_strange + len(absent)
     if not len(keys):
         report_missing(csv, missing, num_missing, 0, [tried(videos, name) for name in empty])
@@ -95,13 +96,13 @@ def _list_folders(videos: Path, real: dict[str, str]) -> _Present:
 
 
 def _list(folder: Path) -> list[os.DirEntry[str]]:
-    """The mp4 files of a folder; none if it is not there."""
+    """The mp4 files of a folder; none if it is not there, or no folder could be."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if entry.name.endswith(".mp4") and _is_file(entry)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return []
         raise ValueError(f"{folder}: the folder cannot be read ({error.strerror})") from error
 
 

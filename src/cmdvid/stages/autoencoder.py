@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
 from cmdvid.data.datamodule import VideoDataModule
-from cmdvid.data.manifest import refuse_other_fields
+from cmdvid.data.manifest import clips_wanted, refuse_other_fields
 from cmdvid.data.precision import to_float
 from cmdvid.losses import LatentMoments, psnr
 from cmdvid.models.autoencoder import Autoencoder, content_frame
@@ -77,8 +76,7 @@ class AutoencoderStage(LightningModule):
             check_sides(spec, codec=self.codec, autoencoder=self.autoencoder)
         if folder := data.latents_for(stage):
             wanted: dict[str, Any] = {"holds": "frames", "codec": identify_codec(self.codec)}
-            if data.train is not None or data.val is not None:  # else no spec was asked for
-                wanted["spec"] = asdict(data.spec)
+            wanted |= clips_wanted(data.spec, train=data.train, val=data.val)
             refuse_other_fields(folder, wanted)
 
     def configure_model(self) -> None:

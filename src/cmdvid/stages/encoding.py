@@ -63,6 +63,7 @@ class EncodingStage(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Make the folder ready, before any process looks which shards are missing."""
+        cast(Any, self.trainer).datamodule.report_in(self.out)
         if self.trainer.is_global_zero:
             begin(self.out, self.manifest, overwrite=self.overwrite)
 

@@ -1,6 +1,5 @@
 """Where both diffusion stages get their latents from: a cache, or the frozen autoencoder."""
 
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any, cast
 
@@ -8,7 +7,7 @@ import torch
 from torch import nn
 
 from cmdvid.data.datamodule import VideoDataModule
-from cmdvid.data.manifest import read_manifest, refuse_other_fields
+from cmdvid.data.manifest import clips_wanted, read_manifest, refuse_other_fields
 from cmdvid.stages.networks import FrozenAutoencoder, identify, identify_codec
 from cmdvid.types import ClipBatch, Condition, LatentBatch, PromptBatch, VideoLatent
 
@@ -46,8 +45,7 @@ class LatentSource:
             return
         manifest = read_manifest(folder)
         wanted: dict[str, Any] = {"holds": "latents", "codec": identify_codec(self.frozen.codec)}
-        if data.train is not None or data.val is not None:  # else no spec was asked for
-            wanted["spec"] = asdict(data.spec)
+        wanted |= clips_wanted(data.spec, train=data.train, val=data.val)
         if getattr(manifest, f"{part}_text") is not None:
             wanted[f"{part}_text"] = identify(conditioner)
         refuse_other_fields(folder, wanted)
