@@ -14,13 +14,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
 
+from cmdvid.frames import to_pixels
 from cmdvid.sheet import (
     Samples,
     captions_of,
     file_name,
     moving_sheet,
     still_sheet,
-    to_pixels,
     write_picture,
 )
 from cmdvid.stages.sharding import is_sharded
