@@ -153,9 +153,10 @@ class Scoreboard:
         rebuilt = found.setdefault(RECONSTRUCTION, {})
         for key, metric in self.fidelities[name].items():
             values = metric.compute()
-            rebuilt[key] = mean(values["psnr"], values["psnr_error"], int(values["count"]))
-            for other in (x for x in ("ssim", "lpips") if key == "psnr" and x in values):
-                rebuilt[other] = Interval(values[other], None, None, int(values["count"]))
+            names = {"psnr": key} | ({"ssim": "ssim", "lpips": "lpips"} if key == "psnr" else {})
+            for score, name in ((x, name) for x, name in names.items() if x in values):
+                count = int(values["count"])
+                rebuilt[name] = mean(values[score], values[f"{score}_error"], count)
         return found
 
 
