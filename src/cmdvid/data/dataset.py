@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from cmdvid.data.index import Prompts
 from cmdvid.data.order import ShardWindows, random_order
 from cmdvid.data.skipped import SkippedFiles, Unusable
 from cmdvid.types import ClipBatch, PromptBatch, VideoEntry
@@ -170,11 +169,11 @@ class PromptDataset(Dataset[PromptBatch]):
         prompts: An index of captions.
     """
 
-    def __init__(self, prompts: Prompts) -> None:
+    def __init__(self, prompts: Dataset[str]) -> None:
         self.prompts = prompts
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.prompts)  # type: ignore[arg-type]
 
     def __getitem__(self, key: tuple[int, int] | int) -> PromptBatch:
         """The prompt of ``key = (epoch, i)`` or of a bare row ``i``."""
