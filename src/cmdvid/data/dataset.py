@@ -36,7 +36,8 @@ class ClipDataset(Dataset[ClipBatch]):
     Args:
         index: Any index of ``cmdvid.data.index``, or another data set of ``VideoEntry``.
         spec: The clip to cut.
-        train: Draw a random window each epoch; otherwise take the middle one.
+        train: Draw a random window each epoch; otherwise take the middle one, and where the index
+            names a file again (``Sample`` of several windows) a random one, always the same.
         flip: Mirror half of the training clips. Off by default: captions name directions.
         seed: Seed of windows, flips and replacements.
         strict: Raise at the first file that cannot give a clip, or is listed but missing or empty.
@@ -113,7 +114,7 @@ class ClipDataset(Dataset[ClipBatch]):
         """
         epoch, i = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, epoch if self.train else 0, i])
-        position = rng.random() if self.train else 0.5
+        position = rng.random() if self.train or i >= self.num_files else 0.5
         flipped = self.train and self.flip and rng.random() < 0.5
         errors: list[VideoError] = []
         for row in self._candidates(i, rng):
