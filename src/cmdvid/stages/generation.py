@@ -132,7 +132,10 @@ class GenerationStage(LightningModule):
         self.folder = Path(self.report or Path(self.trainer.default_root_dir) / "eval")
         self.made_of = {  # all that makes a clip, beside its condition
             **self.sampling,
-            "scheduler": None if self.scheduler is None else described(self.scheduler),
+            "schedulers": {  # those that sample, also if they are the models' own
+                "content": described(self.pipe.content_scheduler),
+                "motion": described(self.pipe.motion_scheduler),
+            },
             "seed": self.seed,
             "weights": weights_digests(self.pipeline),
             "precision": str(self.trainer.precision),
@@ -223,10 +226,10 @@ class GenerationStage(LightningModule):
         What an earlier run made is read, so all of it is 8-bit, as the metrics see it.
         """
         stored, files = self.clips[name], sample_names(batch)
-        missing = torch.tensor([stored.missing(file) for file in files])
-        if missing.any():
-            made = self._made(select(batch, missing))
-            stored.save([file for file in files if stored.missing(file)], made)
+        missing = [stored.missing(file) for file in files]  # once: another run may write them too
+        if any(missing):
+            made = self._made(select(batch, torch.tensor(missing)))
+            stored.save([f for f, lacks in zip(files, missing, strict=True) if lacks], made)
         if self.by_protocol is not None:
             self.by_protocol.add(name, batch, files)
         device = batch.clip.device
