@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cmdvid.callbacks import ClipPreview, ClipWriter, encode_gif
-from cmdvid.sheet import Samples, captions_of, file_name, moving_sheet, still_sheet, to_pixels
+from cmdvid.frames import to_pixels
+from cmdvid.sheet import Samples, captions_of, file_name, moving_sheet, still_sheet
 from cmdvid.types import ClipBatch, GeneratedBatch
 from cmdvid.video import ClipSpec, read_clip
 

@@ -1,6 +1,7 @@
 """`cmdvid evaluate` on real files, from a folder of clips to a report."""
 
 import json
+import os
 import re
 import shutil
 
@@ -77,6 +78,23 @@ def test_a_folder_of_clips_becomes_a_report_that_says_what_made_it(here, capsys)
     assert page.count("<video") == 12
     assert list((here / "a").glob("events*"))
     assert list((here / "cache" / "cmdvid" / "evaluation").iterdir())
+
+
+def test_other_arrays_of_the_same_names_sizes_and_times_are_measured_anew(here):
+    (here / "q.yaml").write_text(PROTOCOL.replace("fvd_shapes, ", "") + "guidance_scale: 9.0\n")
+    rng, values = np.random.default_rng(0), []
+    for name in ("one", "two"):
+        (here / name).mkdir()
+        for i in range(6):
+            clip = rng.integers(256, size=(4, 24, 32, 3), dtype=np.uint8)
+            np.savez(here / name / f"{i}.npz", clip)
+            os.utime(here / name / f"{i}.npz", (10, 10))
+        alone = [f"--generated={here / name}", f"--out={here / 'out'}", "--num-workers=0"]
+        main(["evaluate", *alone, f"--protocol={here / 'q.yaml'}", "--device=cpu"])
+        report = json.loads((here / "out" / "report.json").read_text())
+        values.append(report["scores"]["q"]["generated"]["frame_difference"]["value"])
+    assert values[0] != values[1]
+    assert report["notes"] == ["q wants guidance 9.0; no folder tells it: not checked"]
 
 
 def test_without_weights_the_rest_is_measured_and_the_report_says_which_file_to_give(here, capsys):

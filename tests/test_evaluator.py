@@ -1,19 +1,21 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from PIL import Image
 from torch.utils.data import Dataset
 
 from cmdvid.data.clip_folder import ClipFolder
 from cmdvid.data.scene import ShapeAttributes, render
-from cmdvid.draws import draw, halves, listing
+from cmdvid.draws import draw, files_of, halves, listing
 from cmdvid.evaluation import frechet_scores
-from cmdvid.evaluator import Evaluator
+from cmdvid.evaluator import Evaluator, Reals
 from cmdvid.protocols import Protocol
 from cmdvid.types import VideoEntry
-from cmdvid.vectors import Weights
+from cmdvid.vectors import REPLACED, Weights
 from cmdvid.video import ClipSpec, read_clip, write_clip
 
 
@@ -155,6 +157,33 @@ def test_a_changed_file_is_another_listing(videos, tmp_path):
     assert first["data"] == listing(videos[:2])["data"]
     path.touch()
     assert listing(copies) != first
+
+
+def test_every_frame_of_a_folder_counts_and_each_time_of_a_file(videos, tmp_path):
+    for clip in ("a", "b"):
+        (tmp_path / clip).mkdir()
+        for frame in range(2):
+            path = tmp_path / clip / f"{frame}.png"
+            Image.new("RGB", (8, 8), (frame, 0, 0)).save(path)
+            os.utime(path, (10, 10))
+
+    def told():
+        return files_of(ClipFolder(tmp_path, num_frames=2, image_size=(8, 8)), range(2))
+
+    first = told()
+    os.utime(tmp_path / "a" / "1.png", (5, 5))  # an older one of the same size in its place
+    assert told()["data"] == first["data"]
+    assert told()["changed"] != first["changed"]
+
+
+def test_a_video_in_anothers_place_is_not_measured_by_that_ones_caption(videos, tmp_path):
+    one = evaluator(tmp_path)
+    said = torch.tensor([[0.3], [0.5], [0.9]])
+    vectors = {"clipsim": said, REPLACED: torch.tensor([[0.0], [0.0], [1.0]])}
+    found = one.floor(Reals([vectors], None, {}, frozenset()))["clipsim"]
+    assert (found.value, found.n) == (pytest.approx(0.4), 2)
+    none = {"clipsim": said, REPLACED: torch.ones(3, 1)}
+    assert one.floor(Reals([none], None, {}, frozenset())) == {}
 
 
 def test_captions_are_needed_for_clipsim(tmp_path):

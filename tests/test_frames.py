@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cmdvid.frames import resize_and_crop
+from cmdvid.frames import resize_and_crop, to_pixels
 
 
 def test_resize_covers_the_size_and_keeps_the_centre():
@@ -21,3 +21,9 @@ def test_downscaling_is_antialiased():
     torch.testing.assert_close(
         out[..., 1:-1], torch.full_like(out[..., 1:-1], 0.5), atol=0.1, rtol=0
     )
+
+
+def test_pixels_round_halves_up_and_no_number_is_black():
+    clip = torch.tensor([126.5, 127.5, 128.5, torch.nan, torch.inf, -7.0]) / 127.5 - 1
+    found = to_pixels(clip.expand(3, 1, 1, 6))[0, 0, 0]
+    assert found.tolist() == [127, 128, 129, 0, 255, 0]

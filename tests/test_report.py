@@ -102,6 +102,28 @@ def test_reports_of_different_protocols_are_refused_by_field(report):
         compare(made(), report)
 
 
+def test_a_run_of_one_test_set_is_compared_with_a_folder():
+    tested = made(80.0)
+    tested.settings["real"] = {"val": tested.settings["real"]}
+    assert "| train, val " in compare(
+        made(), Report(tested.settings, {"val": tested.scores["train"]})
+    )
+    assert "-10.00 " in compare(made(), tested)
+    tested.settings["real"] = {"val": {"data": ["3"]}}
+    with pytest.raises(ValueError, match=r"nothing: real\.data: 2 and 3$"):
+        compare(made(), tested)
+
+
+def test_reports_without_a_common_score_are_refused():
+    one = made()
+    other = Report(one.settings, {"train": {"real": one.scores["train"]["generated"]}})
+    with pytest.raises(ValueError, match=r"no score in common; .* train \(generated\) and train"):
+        compare(one, other)
+    several = Report(one.settings, {"a": {}, "b": {}})
+    with pytest.raises(ValueError, match="no score in common"):
+        compare(one, several)
+
+
 def test_tensorboard_gets_the_scores(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

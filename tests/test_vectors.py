@@ -70,6 +70,15 @@ def test_other_clips_or_networks_have_vectors_of_their_own(tmp_path, monkeypatch
         assert len(clips.read) == 3
 
 
+@pytest.mark.parametrize("name", ["source_digest", "versions"])
+def test_other_code_has_vectors_of_its_own(tmp_path, monkeypatch, name):
+    read(Clips(3), tmp_path)
+    monkeypatch.setattr(vectors, name, lambda: "another")
+    clips = Clips(3)
+    read(clips, tmp_path)
+    assert len(clips.read) == 3
+
+
 def test_processes_share_the_work(tmp_path):
     one = Clips(200)
     waited = []

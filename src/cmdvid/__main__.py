@@ -77,7 +77,8 @@ VERBS = {
   --generated DIR        the clips: videos, a folder of pictures for each, or npz
   --real DIR             real videos: UCF-101, MSR-VTT or WebVid as published, or any videos
   --protocol NAME|FILE   ucf101-2048, ucf101-10k, ucf101-zeroshot, webvid-5k, msrvtt-2990,
-                         msrvtt-1k, cmd-2000, shapes, or a YAML like those of cmdvid/presets
+                         msrvtt-1k, cmd-2000, shapes, shapes-fast, or a YAML like those of
+                         cmdvid/presets
   --captions FILE        caption of each generated clip, one a line, in the order of their names
   --i3d FILE, --c3d FILE, --clip FILE|TAG
                          weights for FVD, the Inception Score and CLIPSIM

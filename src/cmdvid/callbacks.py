@@ -1,6 +1,7 @@
 """What one looks at: the files that ``predict`` writes, and the previews of training."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,20 +16,22 @@ from PIL import Image
 from torch import Tensor
 
 from cmdvid.data.datamodule import VideoDataModule
+from cmdvid.frames import to_pixels
+from cmdvid.manifest import digest, source_digest
 from cmdvid.sheet import (
     Samples,
     captions_of,
     file_name,
     moving_sheet,
     still_sheet,
-    to_pixels,
     write_picture,
 )
 from cmdvid.stages.sharding import is_sharded
 from cmdvid.types import GeneratedBatch
 from cmdvid.video import write_clip
-from cmdvid.whole import whole
+from cmdvid.whole import whole, write_text
 
+NOTE = ".made_of"  # beside the clips: hash of what makes them
 PREVIEW_SEED = 0  # each preview starts from the same noise, so that they compare over training
 
 
@@ -38,6 +41,10 @@ class ClipWriter(BasePredictionWriter):
     Names are ``<index>-<caption>.mp4``, the same with ``-content.png``, and with ``.txt`` for the
     whole caption; ``contact_sheet.png`` (a few frames of each clip) and ``contact_sheet.mp4``.
     Processes of a distributed run share the folder, for an index is one process's alone.
+
+    A generation that was interrupted goes on: if all that makes a clip is as it was (the stage's
+    ``settings()`` and the source), and the folder held no clips when it began, samples whose files
+    are there are left out, but for those on the contact sheet.
 
     Args:
         out: Folder to write to.
@@ -55,9 +62,31 @@ class ClipWriter(BasePredictionWriter):
             data.report_in(self.out)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new contact sheet."""
+        """Begin a new contact sheet, and see what an interrupted run has left."""
         self.samples = Samples()
         self.out.mkdir(parents=True, exist_ok=True)
+        if not hasattr(pl_module, "is_made"):
+            return
+        stage: Any = pl_module
+        key = digest(stage.settings() | {"source": source_digest(), "fps": self.fps})
+        note = self.out / NOTE
+        goes_on = note.is_file() and note.read_text(encoding="utf-8") == key
+        is_new = not any(self.out.glob("*.mp4"))
+        trainer.strategy.barrier()  # all have looked before the first process writes
+        if trainer.is_global_zero and not goes_on:
+            note.unlink(missing_ok=True)  # what is there was made otherwise
+            if is_new:
+                write_text(note, key)
+        if goes_on:
+            warnings.filterwarnings("ignore", "predict returned None")  # for what is made
+            stage.is_made = self.is_made
+
+    def is_made(self, row: int, caption: str) -> bool:
+        """Whether a sample's files are there and its row is not on the sheet, which needs it."""
+        path = self.out / f"{file_name(caption, row)}.mp4"  # written last
+        text = path.with_suffix(".txt")  # there is none of a label
+        is_said = not text.is_file() or text.read_text(encoding="utf-8") == f"{caption}\n"
+        return row >= self.samples.num and path.is_file() and is_said
 
     def write_on_batch_end(
         self,
@@ -77,11 +106,11 @@ class ClipWriter(BasePredictionWriter):
             with whole(self.out / f"{name}-content.png", shared=True) as path:
                 write_picture(path, picture)
             if prediction.clip is not None:
-                with whole(self.out / f"{name}.mp4", shared=True) as path:
-                    write_clip(path, prediction.clip[b], self.fps)
                 if caption and not isinstance(prediction.condition, Tensor):  # no name has all
                     with whole(self.out / f"{name}.txt", shared=True) as path:
                         path.write_text(f"{caption}\n", encoding="utf-8")
+                with whole(self.out / f"{name}.mp4", shared=True) as path:
+                    write_clip(path, prediction.clip[b], self.fps)
         rows = {
             "real": prediction.real,
             "clip": prediction.clip,

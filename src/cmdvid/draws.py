@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset
 from cmdvid.data.clip_folder import ClipFolder
 from cmdvid.data.dataset import ClipDataset
 from cmdvid.data.sampling import Sample, sample_rows
-from cmdvid.manifest import data_digest
+from cmdvid.manifest import data_digest, digest
 from cmdvid.protocols import Protocol
 from cmdvid.types import ClipBatch, VideoEntry
 
@@ -52,6 +52,7 @@ def draw(source: RealSource, protocol: Protocol, *, repeat: int = 0, skip: int =
             rows = sample_rows([""] * len(source), len(source), seed=seed)
         rows = rows[skip : skip + num]
         names = [source.names[row] for row in rows]
+        how["place"] = str(source.folder.resolve())
         return Draw(Subset(source, rows), files_of(source, rows) | how, None, names)
     sample = Sample(
         source,
@@ -76,14 +77,17 @@ def draw(source: RealSource, protocol: Protocol, *, repeat: int = 0, skip: int =
 def listing(entries: Sequence[VideoEntry]) -> dict[str, Any]:
     """What tells a list of files from another, and from itself before it was changed."""
     root = os.path.commonpath([os.path.dirname(os.path.abspath(entry.path)) for entry in entries])
-    files = {entry.part.url if entry.part else entry.path for entry in entries}
-    changed = max((os.stat(file).st_mtime_ns for file in files if "://" not in file), default=0)
-    return {"data": data_digest(entries, root), "changed": changed}
+    files = dict.fromkeys(entry.part.url if entry.part else entry.path for entry in entries)
+    # of each, not the latest: a file may be replaced by one that is older than another
+    changed = [os.stat(file).st_mtime_ns for file in files if "://" not in file]
+    return {"data": data_digest(entries, root), "changed": digest({"changed": changed})}
 
 
 def files_of(folder: ClipFolder, rows: Sequence[int]) -> dict[str, Any]:
     """The same of some clips of a folder."""
-    entries = [VideoEntry(str(folder.clips[row].files[0]), folder.names[row]) for row in rows]
+    entries = [
+        VideoEntry(str(file), folder.names[row]) for row in rows for file in folder.clips[row].files
+    ]
     return listing(entries)
 
 

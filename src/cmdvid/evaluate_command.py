@@ -97,6 +97,8 @@ def evaluate(  # one argument for each option
         "commit": commit(),
     }
     notes = evaluator.unmeasured() + (reals.notes() if reals else [])
+    if (guidance := wanted.guidance_scale) is not None:
+        notes.append(f"{wanted.name} wants guidance {guidance}; no folder tells it: not checked")
     report = Report(settings, {wanted.name: scores}, notes)
     samples = {GENERATED: _shown(Subset(folder, parts[0]), [folder.names[r] for r in parts[0]])}
     if source is not None:
@@ -128,7 +130,9 @@ def _vectors(
     captions: Sequence[str] | None,
     out: Path,
 ) -> dict[str, Tensor]:
-    made_of = files_of(folder, rows) | {"size": list(folder.spec.image_size)}
+    # names, sizes and times of files may be those of another folder's
+    made_of = files_of(folder, rows) | {"place": str(folder.folder.resolve())}
+    made_of |= {"size": list(folder.spec.image_size)}
     made_of |= {"frames": folder.spec.num_frames}
     said = [captions[row] for row in rows] if captions is not None else None
     return evaluator.clips(Subset(folder, rows), out / "vectors", made_of=made_of, captions=said)

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from cmdvid.metrics.inception import inception_score
 from cmdvid.metrics.motion import FROZEN
 from cmdvid.metrics.reconstruction import Reconstruction
-from cmdvid.metrics.resampling import bootstrap_frechet, frechet_at_infinity
+from cmdvid.metrics.resampling import bootstrap_frechet, frechet_at_infinity, in_their_span
 from cmdvid.metrics.shapes import wilson_interval
 from cmdvid.protocols import WITH_REALS, Protocol
 from cmdvid.report import Interval
@@ -78,7 +78,7 @@ def frechet_scores(
     found = {}
     how = {"unbiased": protocol.unbiased, "seed": protocol.seed}
     for metric in (metric for metric in WITH_REALS if metric in real):
-        pair, n = (real[metric], clips[metric]), len(clips[metric])
+        pair, n = in_their_span(real[metric], clips[metric]), len(clips[metric])
         distance = bootstrap_frechet(*pair, **how)
         found[metric] = Interval(distance.value, distance.low, distance.high, n)
         if min(map(len, pair)) >= SUBSETS:
@@ -153,9 +153,10 @@ class Scoreboard:
         rebuilt = found.setdefault(RECONSTRUCTION, {})
         for key, metric in self.fidelities[name].items():
             values = metric.compute()
-            rebuilt[key] = mean(values["psnr"], values["psnr_error"], int(values["count"]))
-            for other in (x for x in ("ssim", "lpips") if key == "psnr" and x in values):
-                rebuilt[other] = Interval(values[other], None, None, int(values["count"]))
+            names = {"psnr": key} | ({"ssim": "ssim", "lpips": "lpips"} if key == "psnr" else {})
+            for score, name in ((x, name) for x, name in names.items() if x in values):
+                count = int(values["count"])
+                rebuilt[name] = mean(values[score], values[f"{score}_error"], count)
         return found
 
 

@@ -28,6 +28,7 @@ class Reals(NamedTuple):
     draws: list[dict[str, Tensor]]  # of each repeat
     floor: tuple[dict[str, Tensor], dict[str, Tensor]] | None  # two sets without a common video
     settings: dict[str, Any]
+    videos: frozenset[str]  # that the draws are cut from
 
     def notes(self) -> list[str]:
         """What the real clips lack."""
@@ -98,7 +99,8 @@ class Evaluator:
             "read": [num - int(each[REPLACED].sum()) for each in vectors],
             "absent": getattr(source, "num_missing", 0),
         }
-        return Reals(vectors, floor, settings)
+        videos = frozenset(video for each in draws for video in each.videos)
+        return Reals(vectors, floor, settings, videos)
 
     def clips(
         self,
@@ -136,7 +138,7 @@ class Evaluator:
 
     def floor(self, real: Reals) -> dict[str, Interval]:
         """The scores of real clips, with the distance of two sets of them."""
-        found = averaged([single_scores(vectors) for vectors in real.draws])
+        found = averaged([single_scores(_rightly_said(vectors)) for vectors in real.draws])
         return found | (frechet_scores(self.protocol, *real.floor) if real.floor else {})
 
     def unmeasured(self) -> list[str]:
@@ -167,6 +169,14 @@ class Evaluator:
             label=label,
             replaced=getattr(drawn.clips, "replaced", lambda row: False),
         )
+
+
+def _rightly_said(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Vectors without CLIPSIM of videos that took others' places, whose captions they kept."""
+    kept = dict(vectors)
+    if "clipsim" in kept and len(own := kept.pop("clipsim")[vectors[REPLACED][:, 0] == 0]):
+        kept["clipsim"] = own
+    return kept
 
 
 def check_captions(protocol: Protocol, captions: Sequence[str] | None) -> None:

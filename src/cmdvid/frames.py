@@ -1,5 +1,6 @@
-"""Frames to the size that is wanted, the same way for every clip."""
+"""Frames to the size and to the pixels that are wanted, the same way for every clip."""
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,3 +24,12 @@ def resize_and_crop(
         frames = flat.reshape(*frames.shape[:-2], *scaled)
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
     return frames[..., top : top + height, left : left + width]
+
+
+def to_pixels(clips: Float[Tensor, "*b 3 l h w"]) -> UInt8[Tensor, "*b 3 l h w"]:
+    """Quantise RGB from [-1, 1] to 0..255, halves rounded up; what lies outside is clipped.
+
+    Files, sheets and metrics all have it. NaN is black, and no error: a preview ends no training.
+    """
+    levels = (clips.detach().float() + 1) * 127.5
+    return (levels + 0.5).floor().clamp(0, 255).nan_to_num(0).to(torch.uint8)

@@ -15,7 +15,16 @@ import cmdvid
 from cmdvid.metrics.weights import digest as file_digest
 from cmdvid.types import VideoEntry
 
-PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "numpy", "av")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "torchmetrics",
+    "open_clip_torch",
+    "numpy",
+    "av",
+)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 
 

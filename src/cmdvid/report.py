@@ -37,7 +37,7 @@ COMPARED = ("protocol", "networks", "real")  # settings that two comparable repo
 NOTE = (
     "Accuracies in %, PSNR in dB; in parentheses 95 % intervals: Wilson's for accuracies, normal "
     "for means, bootstrapped for Fréchet distances, whose row of real clips is the floor: other "
-    "real clips, as many as its own n says."
+    "real clips, as many as its own n says. IS has the spread of its splits instead."
 )
 
 
@@ -50,7 +50,9 @@ class Interval(NamedTuple):
     n: int
 
 
-Scores = Mapping[str, Mapping[str, Mapping[str, Interval]]]
+Levels = Mapping[str, Mapping[str, Interval]]
+"""By level and name."""
+Scores = Mapping[str, Levels]
 """By test set, level and name."""
 
 
@@ -162,9 +164,10 @@ def compare(one: Report, other: Report) -> str:
     """The scores of two reports side by side, and by how much the second is higher.
 
     Raises:
-        ValueError: If their protocols, networks or real clips differ; names each difference.
+        ValueError: If their protocols, networks or real clips differ, with each difference; or
+            if they have no score in common.
     """
-    parts = [{key: report.settings.get(key) for key in COMPARED} for report in (one, other)]
+    parts = [_comparable(report.settings) for report in (one, other)]
     first, second = (dict(_leaves(part)) for part in parts)
     if any(part["protocol"] is None for part in parts):
         raise ValueError("only reports that were made by a protocol can be compared")
@@ -175,15 +178,41 @@ def compare(one: Report, other: Report) -> str:
         )
         raise ValueError(f"the two reports were not made alike, so they say nothing: {told}")
     lines = [["test set", "level", "score", "first", "second", "difference"]]
-    for name, levels in one.scores.items():
+    for name, levels, second_levels in _paired(one.scores, other.scores):
         for level, found in levels.items():
-            others = other.scores.get(name, {}).get(level, {})
+            others = second_levels.get(level, {})
             for key in (key for key in COLUMNS if key in found and key in others):
                 scale, digits = _scale(key)
                 change = (others[key].value - found[key].value) * scale
                 cells = [_cell(key, x[key], x[key].n, True) for x in (found, others)]
                 lines.append([name, level, COLUMNS[key], *cells, f"{change:+.{digits}f}"])
+    if len(lines) == 1:
+        told = " and ".join(
+            ", ".join(f"{name} ({', '.join(levels)})" for name, levels in report.scores.items())
+            for report in (one, other)
+        )
+        raise ValueError(f"the two reports have no score in common; test sets (levels): {told}")
     return markdown_table(lines)
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What two reports must share; the only test set of a `test` goes without its name."""
+    found = {key: settings.get(key) for key in COMPARED}
+    real = found["real"]
+    if isinstance(real, Mapping) and len(real) == 1:
+        (only,) = real.values()
+        found["real"] = only if isinstance(only, Mapping) else real
+    return found
+
+
+def _paired(one: Scores, other: Scores) -> Iterator[tuple[str, Levels, Levels]]:
+    """Test sets of one name, or the only ones: `evaluate` names it by its protocol."""
+    if len(one) == len(other) == 1:
+        (name, levels), (second, others) = *one.items(), *other.items()
+        yield name if name == second else f"{name}, {second}", levels, others
+        return
+    for name in (name for name in one if name in other):
+        yield name, one[name], other[name]
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:

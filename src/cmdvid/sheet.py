@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmdvid.frames import to_pixels
 from cmdvid.types import Condition
 from cmdvid.video import write_clip
 from cmdvid.whole import whole
@@ -46,11 +47,6 @@ def file_name(text: str, index: int | None = None) -> str:
     slug = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
     slug = slug.encode("utf-8", "ignore")[:NAME_BYTES].decode("utf-8", "ignore").strip("-")
     return "-".join(part for part in ("" if index is None else f"{index:06d}", slug) if part)
-
-
-def to_pixels(clips: Float[Tensor, "*b 3 l h w"]) -> UInt8[Tensor, "*b 3 l h w"]:
-    """Bring [-1, 1] to uint8."""
-    return clips.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
 class Samples:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from cmdvid.manifest import digest
+from cmdvid.manifest import digest, source_digest, versions
 from cmdvid.metrics.motion import dynamics, frame_difference
 from cmdvid.metrics.weights import fetch, origin
 from cmdvid.types import ClipBatch
@@ -166,7 +166,12 @@ def read_vectors(
     Raises:
         ValueError: If a clip cannot be read, or a network cannot take it.
     """
-    known = {"clips": dict(made_of), "networks": {k: v.made_by for k, v in networks.items()}}
+    known = {
+        "clips": dict(made_of),
+        "networks": {k: v.made_by for k, v in networks.items()},
+        "source": source_digest(),  # of decoding, resizing and the networks
+        "versions": versions(),
+    }
     place = folder / digest(known)[:20]
     num = len(clips)  # type: ignore[arg-type]
     starts = range(0, num, SHARD)

@@ -33,6 +33,7 @@ from cmdvid.container import (
     read_video,
     too_large,
 )
+from cmdvid.frames import to_pixels
 from cmdvid.pixels import pixels_of
 from cmdvid.types import FilePart
 from cmdvid.window import ClipSpec, num_starts, window
@@ -111,7 +112,7 @@ def write_clip(
         fps: Frames a second.
     """
     if clip.is_floating_point():
-        clip = clip.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+        clip = to_pixels(clip)
     frames = rearrange(clip, "c l h w -> l h w c").cpu()
     rows, columns = (torch.arange(n + n % 2).clamp(max=n - 1) for n in frames.shape[1:3])
     frames = frames[:, rows][:, :, columns]

@@ -37,3 +37,13 @@ def test_captions_without_clips_are_told(folder, tmp_path):
     (folder / "metadata.csv").write_text("file_name,text\na.npz,one\nb.npz,two\nc.npz,three\n")
     with pytest.raises(ValueError, match=r"captions without videos: 1 of 3 rows .* c\.npz"):
         read(folder)
+
+
+def test_a_text_beside_an_array_of_clips_is_the_caption_of_none(folder):
+    np.savez(folder / "a.npz", np.zeros((2, 2, 16, 16, 3), np.uint8))
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_text("a cat\na dog\n")
+    assert read(folder) is None
+    rows = "a.npz:000000,a cat\na.npz:000001,a dog\nb.npz,a bus\n"
+    (folder / "metadata.csv").write_text(f"file_name,text\n{rows}")
+    assert read(folder) == ["a cat", "a dog", "a bus"]

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from cmdvid.data import dataset
 from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts, VideoFolder
+from cmdvid.data.sampling import Sample
 from cmdvid.data.skipped import SkippedFiles
 from cmdvid.types import ClipBatch, PromptBatch
 from cmdvid.video import ClipSpec, VideoError, read_clip
@@ -306,3 +307,17 @@ def test_prompts_are_served_with_their_rows():
     (batch,) = DataLoader(data, batch_size=3, sampler=ClipSampler(data))
     assert list(batch.condition) == ["a red circle"] * 3
     assert batch.index.tolist() == [0, 1, 2]
+
+
+def test_a_file_that_comes_again_gives_another_window_also_in_evaluation(folder):
+    index = VideoFolder(str(folder))
+    again = Sample(index, num=2 * len(index), several_windows=True)
+    data = ClipDataset(again, spec=SPEC)
+    for row in range(len(index)):
+        first, second = data[row], data[row + len(index)]
+        middle = read_clip(again[row].path, SPEC)
+        assert torch.equal(first.clip, middle)
+        assert torch.equal(second.clip, data[row + len(index)].clip)
+    assert any(
+        not torch.equal(data[row].clip, data[row + len(index)].clip) for row in range(len(index))
+    )

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from cmdvid.data.msrvtt import MSRVTT
+from cmdvid.data.datamodule import VideoDataModule
+from cmdvid.data.msrvtt import MSRVTT, MSRVTTPrompts
 
 
 @pytest.fixture
@@ -80,3 +81,18 @@ def test_files_of_no_byte_are_found_by_their_size(folder, caplog):
     index = MSRVTT(str(folder / "test_videodatainfo.json"))
     assert (len(index), index.num_missing, index.empty) == (2, 2, [str(path)])
     assert "video7011.mp4 (empty)" in caplog.text
+
+
+def test_prompts_are_the_captions_of_the_videos_and_need_none(folder):
+    captions, ids = str(folder / "test_videodatainfo.json"), str(folder / "ids.csv")
+    chosen = [entry.condition for entry in MSRVTT(captions, ids=ids, seed=3).entries]
+    for path in folder.rglob("*.mp4"):
+        path.unlink()
+    assert list(MSRVTTPrompts(captions, ids=ids, seed=3)) == chosen
+    assert len(MSRVTTPrompts(captions)) == 4
+    assert len(MSRVTTPrompts(captions, seed=None)) == 20
+    data = VideoDataModule(predict=MSRVTTPrompts(captions), batch_size=4, num_workers=0)
+    data.setup("predict")
+    assert data.spec_for("predict") is None
+    (batch,) = data.predict_dataloader()
+    assert list(batch.condition) == list(MSRVTTPrompts(captions))

@@ -54,6 +54,43 @@ def test_it_is_the_mean_cosine_of_open_clip_on_pillow_images(network, file, clip
     )
 
 
+class Published(torch.nn.Module):
+    """A state dict as a program, with the numbers that OpenAI's has beside its weights."""
+
+    def __init__(self, weights, numbers=()):
+        super().__init__()
+        parts = {}
+        for name, value in weights.items():
+            part, _, rest = name.partition(".")
+            if rest:
+                parts.setdefault(part, {})[rest] = value
+            else:
+                self.register_buffer(name, value)
+        for name, inner in parts.items():
+            self.add_module(name, Published(inner))
+        for name in numbers:
+            self.register_buffer(name, torch.tensor(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # TorchScript
+def test_the_program_that_openai_published_is_read(network, file, clips, tmp_path):
+    program = Published(
+        {k: v.half() for k, v in torch.load(file).items()},
+        ["input_resolution", "context_length", "vocab_size"],
+    )
+    torch.jit.script(program).save(str(tmp_path / "ViT.pt"))
+    found = load_clip(tmp_path / "ViT.pt", "tiny-clip")
+    torch.testing.assert_close(found(clips, CAPTIONS), network(clips, CAPTIONS), rtol=0, atol=5e-3)
+    torch.jit.script(Published({"a": torch.zeros(2)})).save(str(tmp_path / "other.pt"))
+    with pytest.raises(
+        ValueError, match=r"other\.pt: no weights of tiny-clip.*names or shapes differ"
+    ):
+        load_clip(tmp_path / "other.pt", "tiny-clip")
+
+
 def test_every_clip_counts_alike_whatever_the_batches(network, clips):
     whole, parts = CLIPSim(network), CLIPSim(network)
     whole.update(clips, CAPTIONS)

@@ -63,6 +63,19 @@ def test_it_is_the_formula_of_scipy(n, d, unbiased):
     assert found == pytest.approx(by_scipy(a, b, unbiased=unbiased), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("unbiased", "near", "far"),
+    [(True, 16.070937154, 85.413467612), (False, 15.784807709, 84.051066769)],
+)
+def test_features_of_real_clips_have_their_distances_in_the_right_order(unbiased, near, far):
+    """Of clips of one class, of others of it, and of other classes: eight numbers of a network."""
+    path = Path(__file__).parent / "real_features.json"
+    sets = {k: torch.tensor(v).double() for k, v in json.loads(path.read_text()).items()}
+    moments = {name: feature_moments(rows) for name, rows in sets.items()}
+    found = [moments_distance(moments["guitar_a"], each, unbiased) for each in moments.values()]
+    assert found == pytest.approx([0, near, far], rel=1e-8, abs=1e-6)  # by SciPy
+
+
 def test_fewer_clips_than_features_are_exact():
     a, b = features(12, 40, seed=1), features(9, 40, seed=2)
     centred = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b)]

@@ -77,3 +77,22 @@ def test_errors_say_what_is_wrong():
 def test_nothing_compared_is_an_error():
     with pytest.raises(ValueError, match="no clips were compared"):
         Reconstruction().compute()
+
+
+def test_each_score_has_its_standard_error(pair):
+    class Difference(torch.nn.Module):
+        def forward(self, frames, originals):
+            return (frames - originals).abs().mean((1, 2, 3))
+
+    metric = Reconstruction(Difference())
+    metric.update(*pair)
+    apart = []
+    for one, other in zip(*(x.split(1) for x in pair), strict=True):
+        single = Reconstruction(Difference())
+        single.update(one, other)
+        apart.append(single.compute())
+    found = metric.compute()
+    for score in ("psnr", "ssim", "lpips"):
+        values = torch.tensor([each[score] for each in apart], dtype=torch.float64)
+        assert found[score] == pytest.approx(float(values.mean()))
+        assert found[f"{score}_error"] == pytest.approx(float(values.std()) / 6**0.5, rel=1e-3)

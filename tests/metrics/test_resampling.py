@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from cmdvid.metrics.frechet import moments_distance
-from cmdvid.metrics.resampling import bootstrap_frechet, feature_moments, frechet_at_infinity
+from cmdvid.metrics.resampling import (
+    bootstrap_frechet,
+    feature_moments,
+    frechet_at_infinity,
+    in_their_span,
+)
 
 
 def populations(n, *, seed):
@@ -71,3 +76,19 @@ def test_what_cannot_be_resampled_is_an_error():
     for sizes in ((10,), (10, 30), (1, 10)):
         with pytest.raises(ValueError, match="two sizes or more from 2 to 20"):
             frechet_at_infinity(real, generated, unbiased=True, sizes=sizes)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_few_vectors_of_many_features_are_as_far_apart_in_their_span(repeated):
+    real, generated = torch.randn(5, 40), torch.randn(7, 40) * 2 + 3
+    generated = real.clone() if repeated else generated
+    pair = in_their_span(real, generated)
+    assert pair[0].shape == (5, len(real) + len(generated))
+    for unbiased in (True, False):
+        found, wanted = (
+            moments_distance(*map(feature_moments, each), unbiased)
+            for each in (pair, (real, generated))
+        )
+        assert found == pytest.approx(wanted, rel=1e-10, abs=1e-9)
+    many = torch.randn(30, 40)
+    assert in_their_span(many, many)[0] is many

@@ -292,7 +292,7 @@ def test_two_processes_write_and_report_what_one_does(pipeline, tmp_path):
         subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(SOURCE)})
     names = [sorted(path.name for path in (folder / "out").iterdir()) for folder in runs]
     assert names[0] == names[1]
-    assert len(names[0]) == 5 * 3 + 2
+    assert len(names[0]) == 5 * 3 + 3  # the sheets, and what made them all
     for name in ("out/contact_sheet.png", "out/000003-prompt-3-content.png"):
         pixels = [picture(folder / name) for folder in runs]
         assert np.abs(pixels[0] - pixels[1]).max() <= 1
@@ -354,3 +354,40 @@ def test_the_pipeline_stays_out_of_state_dict(pipeline):
     model.setup("predict")
     assert not model.state_dict()
     assert not list(model.parameters())
+
+
+def test_an_interrupted_generation_goes_on_with_what_lacks(pipeline, tmp_path, monkeypatch):
+    made = []
+    generate = GenerationStage._generate
+
+    def counted(self, batch, **options):
+        made.extend(torch.as_tensor(batch.index).tolist())
+        return generate(self, batch, **options)
+
+    monkeypatch.setattr(GenerationStage, "_generate", counted)
+    out = tmp_path / "out"
+
+    def run(seed=0, last="end"):
+        made.clear()
+        prompts = [
+            PromptBatch(f"a prompt {'x' * 90} {last if i == 19 else i}", i) for i in range(20)
+        ]
+        writer = ClipWriter(str(out))
+        options = {"callbacks": [writer], "logger": False, "accelerator": "cpu"}
+        quiet = {"enable_progress_bar": False, "default_root_dir": tmp_path}
+        model = GenerationStage(pipeline, num_inference_steps=1, seed=seed)
+        data = Data(predict=prompts, batch_size=3)
+        Trainer(**options, **quiet).predict(model, data, return_predictions=False)
+        return {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+
+    first = run()
+    assert made == list(range(20))
+    next(out.glob("000018-*.mp4")).unlink()  # as a kill leaves it
+    assert run() == first
+    assert made == [*range(16), 18]  # the sheet shows the first
+    run(last="other end")  # names have no room for the difference
+    assert 19 in made
+    run(seed=1)
+    assert made == list(range(20))
+    run(seed=1)  # what is there may be of either seed: nobody knows
+    assert made == list(range(20))

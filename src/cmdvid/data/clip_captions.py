@@ -15,7 +15,8 @@ def read_captions(folder: ClipFolder, file: str | None = None) -> list[str] | No
     Args:
         folder: The clips.
         file: Text with one caption a line, in the order of the clips' names; by default
-            ``metadata.csv`` (file_name, text) in the folder, or else ``NAME.txt`` beside each clip.
+            ``metadata.csv`` (file_name, text) in the folder, or else ``NAME.txt`` beside each clip
+            that has a file of its own.
 
     Raises:
         ValueError: If there is not exactly one caption for each clip.
@@ -36,6 +37,8 @@ def read_captions(folder: ClipFolder, file: str | None = None) -> list[str] | No
                 f"clip of {folder.folder}, such as {', '.join(absent[:3])}"
             )
         return _checked([captions.get(name, "") for name in folder.names], table)
+    if any(clip.row is not None for clip in folder.clips):
+        return None  # a text beside an array of clips may mean each or all of them
     texts = [_beside(folder.folder / name) for name in folder.names]
     if not any(text.is_file() for text in texts):
         return None

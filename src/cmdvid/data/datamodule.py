@@ -15,6 +15,7 @@ from cmdvid.data.dataset import ClipDataset, ClipSampler, PromptDataset
 from cmdvid.data.index import Prompts
 from cmdvid.data.latents import LatentDataset
 from cmdvid.data.leakage import refuse_leakage
+from cmdvid.data.msrvtt import MSRVTTPrompts
 from cmdvid.data.order import check_same_size
 from cmdvid.data.position import Position, begin, epochs_ahead, reached, source_of
 from cmdvid.data.precision import to_float
@@ -101,7 +102,7 @@ class VideoDataModule(LightningDataModule):
 
     def spec_for(self, verb: str) -> ClipSpec | None:
         """The clips that a verb reads; None if it reads latents or prompts."""
-        prompted = verb == "predict" and isinstance(self.predict, Prompts)
+        prompted = verb == "predict" and isinstance(self.predict, Prompts | MSRVTTPrompts)
         return None if prompted or self.latents_for(verb) is not None else self.spec
 
     def check_split(self, split: str) -> None:
@@ -172,7 +173,7 @@ class VideoDataModule(LightningDataModule):
         if self.encoding:
             self.encoding = [shards for shards in self.encoding if shards.missing()]
             return [self._encoding_loader(shards) for shards in self.encoding]
-        if isinstance(self.predict, Prompts):
+        if isinstance(self.predict, Prompts | MSRVTTPrompts):
             return self._loader(PromptDataset(self.predict))
         if self.latents_for("predict") is not None:
             return self._loader(self._source("val", None))

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from cmdvid.data.index import Prompts
 from cmdvid.data.order import ShardWindows, random_order
 from cmdvid.data.skipped import SkippedFiles, Unusable
 from cmdvid.types import ClipBatch, PromptBatch, VideoEntry
@@ -37,7 +36,8 @@ class ClipDataset(Dataset[ClipBatch]):
     Args:
         index: Any index of ``cmdvid.data.index``, or another data set of ``VideoEntry``.
         spec: The clip to cut.
-        train: Draw a random window each epoch; otherwise take the middle one.
+        train: Draw a random window each epoch; otherwise take the middle one, and where the index
+            names a file again (``Sample`` of several windows) a random one, always the same.
         flip: Mirror half of the training clips. Off by default: captions name directions.
         seed: Seed of windows, flips and replacements.
         strict: Raise at the first file that cannot give a clip, or is listed but missing or empty.
@@ -115,7 +115,7 @@ class ClipDataset(Dataset[ClipBatch]):
         """
         epoch, i = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, epoch if self.train else 0, i])
-        position = rng.random() if self.train else 0.5
+        position = rng.random() if self.train or i >= self.num_files else 0.5
         flipped = self.train and self.flip and rng.random() < 0.5
         errors: list[VideoError] = []
         for row in self._candidates(i, rng):
@@ -171,11 +171,11 @@ class PromptDataset(Dataset[PromptBatch]):
         prompts: An index of captions.
     """
 
-    def __init__(self, prompts: Prompts) -> None:
+    def __init__(self, prompts: Dataset[str]) -> None:
         self.prompts = prompts
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.prompts)  # type: ignore[arg-type]
 
     def __getitem__(self, key: tuple[int, int] | int) -> PromptBatch:
         """The prompt of ``key = (epoch, i)`` or of a bare row ``i``."""

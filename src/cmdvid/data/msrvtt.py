@@ -38,25 +38,19 @@ class MSRVTT(Dataset[VideoEntry]):
         ids: str | None = None,
         seed: int | None = 0,
     ) -> None:
-        said = _json(Path(captions)) if captions.endswith(".json") else _csv(Path(captions))
-        wanted = _ids(Path(ids)) if ids else list(said)
-        if silent := [name for name in wanted if name not in said]:
-            raise ValueError(
-                f"{ids}: {len(silent)} of {len(wanted)} videos have no caption in {captions}, such "
-                f"as {', '.join(silent[:5])}: give the annotations of this split"
-            )
+        said = _captions(captions, ids, seed)
         folder = Path(root) if root else Path(captions).parent
         found = {path.stem: str(path) for path in files_below(folder)}
-        missing = [str(folder / f"{name}.mp4") for name in wanted if name not in found]
-        self.empty = [found[name] for name in wanted if name in found and is_empty(found[name])]
+        missing = [str(folder / f"{name}.mp4") for name in said if name not in found]
+        self.empty = [found[name] for name in said if name in found and is_empty(found[name])]
         for path in self.empty:
             del found[Path(path).stem]
         self.classes: list[str] | None = None
         self.entries = [
             VideoEntry(found[name], caption)
-            for name in wanted
+            for name, texts in said.items()
             if name in found
-            for caption in (said[name] if seed is None else [_drawn(said[name], name, seed)])
+            for caption in texts
         ]
         self.num_missing = report_missing(
             Path(ids or captions), missing, len(missing), len(self.entries), self.empty
@@ -70,6 +64,42 @@ class MSRVTT(Dataset[VideoEntry]):
 
     def __getitem__(self, index: int) -> VideoEntry:
         return self.entries[index]
+
+
+class MSRVTTPrompts(Dataset[str]):
+    """The captions that ``MSRVTT`` gives, to generate from where there are no videos.
+
+    Args:
+        captions: The json or csv file.
+        ids: File whose first column names the videos to use; by default all.
+        seed: Draws the one caption of each video that is used; none for every caption.
+
+    Raises:
+        ValueError: If a file is missing or of another form.
+    """
+
+    def __init__(self, captions: str, *, ids: str | None = None, seed: int | None = 0) -> None:
+        self.entries = [text for each in _captions(captions, ids, seed).values() for text in each]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> str:
+        return self.entries[index]
+
+
+def _captions(captions: str, ids: str | None, seed: int | None) -> dict[str, list[str]]:
+    """The captions to use of each wanted video, in the order of the videos."""
+    said = _json(Path(captions)) if captions.endswith(".json") else _csv(Path(captions))
+    wanted = _ids(Path(ids)) if ids else list(said)
+    if silent := [name for name in wanted if name not in said]:
+        raise ValueError(
+            f"{ids}: {len(silent)} of {len(wanted)} videos have no caption in {captions}, such "
+            f"as {', '.join(silent[:5])}: give the annotations of this split"
+        )
+    return {
+        name: said[name] if seed is None else [_drawn(said[name], name, seed)] for name in wanted
+    }
 
 
 def _drawn(captions: list[str], name: str, seed: int) -> str:

@@ -13,7 +13,10 @@ from torchmetrics import Metric
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, normalize, resize
 
+from cmdvid.metrics.weights import fill, is_script, read_weights
+
 MODEL = "ViT-B-32-quickgelu"  # OpenAI's weights were trained with this activation
+SIZES = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's state dicts
 CHUNK = 64  # frames that are encoded at once: bounds the memory
 
 
@@ -67,7 +70,8 @@ def load_clip(pretrained: str | Path = "openai", model_name: str = MODEL) -> Cli
     """The network of CLIPSIM.
 
     Args:
-        pretrained: open_clip's tag of weights, downloaded once; or a file of them.
+        pretrained: open_clip's tag of weights, downloaded once; or a file of them: a state dict of
+            torch or safetensors, or the TorchScript program that OpenAI published.
         model_name: An open_clip model; papers use ViT-B/32.
 
     Raises:
@@ -80,7 +84,13 @@ def load_clip(pretrained: str | Path = "openai", model_name: str = MODEL) -> Cli
             f"open_clip knows no model {model_name!r}; see open_clip.list_models() for its names"
         )
     try:
-        network = open_clip.create_model(model_name, pretrained=str(pretrained))
+        if (path := Path(pretrained)).is_file() and is_script(path):
+            network = open_clip.create_model(model_name)
+            program: Any = read_weights(path)
+            weights = {k: v.float() for k, v in program.state_dict().items() if k not in SIZES}
+            fill(network, weights, source=path)
+        else:
+            network = open_clip.create_model(model_name, pretrained=str(pretrained))
     except Exception as error:  # each of open_clip's readers has its own
         what = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(

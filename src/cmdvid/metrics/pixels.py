@@ -1,8 +1,9 @@
 """The one way from a model's clips to the 8-bit pixels that all metrics of videos read."""
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from cmdvid.frames import to_pixels
 
 
 def to_uint8(clip: Float[Tensor, "*b 3 l h w"]) -> UInt8[Tensor, "*b 3 l h w"]:
@@ -17,5 +18,4 @@ def to_uint8(clip: Float[Tensor, "*b 3 l h w"]) -> UInt8[Tensor, "*b 3 l h w"]:
     """
     if not clip.isfinite().all():
         raise ValueError("the clip has pixels that are NaN or infinite, which have no 8-bit value")
-    levels = (clip.detach().float() + 1) * 127.5
-    return (levels + 0.5).floor().clamp(0, 255).to(torch.uint8)
+    return to_pixels(clip)

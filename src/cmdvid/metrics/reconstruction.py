@@ -17,8 +17,8 @@ MIN_SIDE = 6  # pixels; SSIM reflects five of them around its window
 class Reconstruction(Metric):
     """Mean PSNR and SSIM of clips, each clip counting alike, in float64 over all processes.
 
-    ``compute()`` gives ``psnr`` in dB, its standard error ``psnr_error`` (infinite for one clip),
-    ``ssim``, with ``lpips`` that too, and the ``count`` of clips.
+    ``compute()`` gives ``psnr`` in dB, ``ssim``, with ``lpips`` that too, the standard error of
+    each (``psnr_error``, infinite for one clip), and the ``count`` of clips.
 
     Args:
         lpips: From ``cmdvid.metrics.lpips.load_lpips``; metrics may share one.
@@ -31,7 +31,9 @@ class Reconstruction(Metric):
     def __init__(self, lpips: nn.Module | None = None, **metric_options) -> None:
         super().__init__(**metric_options)
         self.lpips: Any = lpips
-        for name in ("count", "psnr_sum", "psnr_squares", "ssim_sum", "lpips_sum"):
+        self.scores = ("psnr", "ssim") if lpips is None else ("psnr", "ssim", "lpips")
+        sums = [f"{score}_{kind}" for score in self.scores for kind in ("sum", "squares")]
+        for name in ("count", *sums):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
@@ -48,15 +50,18 @@ class Reconstruction(Metric):
                 f"got {clip.shape[-2]}x{clip.shape[-1]}"
             )
         clip, reference = clip.float(), reference.float()
-        scores = psnr(clip, reference).double()
-        self.count += len(scores)
-        self.psnr_sum += scores.sum()
-        self.psnr_squares += scores.square().sum()
+        self.count += len(clip)
+        self._add("psnr", psnr(clip, reference))
         for one, other in zip(clip, reference, strict=True):  # one by one, to save memory
-            self.ssim_sum += _ssim(one, other).double()
+            self._add("ssim", _ssim(one, other))
             if self.lpips is not None:
                 frames, originals = (rearrange(x, "c l h w -> l c h w") for x in (one, other))
-                self.lpips_sum += self.lpips(frames, originals).mean().double()
+                self._add("lpips", self.lpips(frames, originals).mean())
+
+    def _add(self, score: str, values: Tensor) -> None:
+        values = values.double()
+        for kind, more in (("sum", values.sum()), ("squares", values.square().sum())):
+            setattr(self, f"{score}_{kind}", getattr(self, f"{score}_{kind}") + more)
 
     def compute(self) -> dict[str, float]:
         """Means over all clips.
@@ -67,13 +72,13 @@ class Reconstruction(Metric):
         count = int(self.count)
         if not count:
             raise ValueError("no clips were compared, so there is no PSNR: call update first")
-        mean = float(self.psnr_sum) / count
-        spread = max(float(self.psnr_squares) / count - mean**2, 0.0)  # variance of these clips
-        error = (spread / (count - 1)) ** 0.5 if count > 1 else float("inf")
-        ssim = float(self.ssim_sum) / count
-        found = {"psnr": mean, "psnr_error": error, "ssim": ssim, "count": count}
-        if self.lpips is not None:
-            found["lpips"] = float(self.lpips_sum) / count
+        found: dict[str, float] = {"count": count}
+        for score in self.scores:
+            mean = float(getattr(self, f"{score}_sum")) / count
+            # variance of these clips
+            spread = max(float(getattr(self, f"{score}_squares")) / count - mean**2, 0.0)
+            found[score] = mean
+            found[f"{score}_error"] = (spread / (count - 1)) ** 0.5 if count > 1 else float("inf")
         return found
 
 

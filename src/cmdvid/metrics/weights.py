@@ -101,7 +101,7 @@ def read_weights(path: Path) -> torch.jit.ScriptModule | dict[str, Tensor]:
         ValueError: If it is neither.
     """
     try:
-        if _is_script(path):
+        if is_script(path):
             with warnings.catch_warnings():  # torch advises against a format that is not ours
                 warnings.simplefilter("ignore", FutureWarning)
                 return torch.jit.load(path, map_location="cpu")
@@ -176,7 +176,8 @@ def _sniff(path: Path) -> None:
             raise ValueError(f"{path}: {reason}")
 
 
-def _is_script(path: Path) -> bool:
+def is_script(path: Path) -> bool:
+    """Whether a file is a TorchScript program."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -1,5 +1,6 @@
 """Sampling and evaluation as ordinary verbs: a stage that trains nothing (CMD Algorithm 1)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ from cmdvid.metrics.weights import origin
 from cmdvid.models.schedule import described, follow
 from cmdvid.report import Report, log_scores
 from cmdvid.report_html import Shown, write_page
-from cmdvid.sheet import Samples, file_name
+from cmdvid.sheet import Samples, captions_of, file_name
 from cmdvid.stages.by_protocol import ByProtocol, ProtocolTest
 from cmdvid.stages.level_clips import LevelClips, sample_names, select
 from cmdvid.stages.noise import sample_generators
@@ -80,6 +81,8 @@ class GenerationStage(LightningModule):
         self.scheduler = scheduler
         self.pipeline, self.seed, self.judge = pipeline, seed, judge
         self.evaluation, self.lpips, self.report = evaluation, lpips, report
+        # of a row and its caption; ClipWriter tells it, where an earlier run was interrupted
+        self.is_made: Callable[[int, str], bool] | None = None
 
     def setup(self, stage: str) -> None:
         """Load the pipeline; not a submodule, so no checkpoint would ever hold it.
@@ -101,12 +104,32 @@ class GenerationStage(LightningModule):
             for name in ("content_scheduler", "motion_scheduler"):
                 setattr(self.pipe, name, follow(getattr(self.pipe, name), self.scheduler))
 
+    def settings(self) -> dict[str, Any]:
+        """All that makes a clip, beside its condition and the source."""
+        return {
+            **self.sampling,
+            "schedulers": {  # those that sample, also if they are the models' own
+                "content": described(self.pipe.content_scheduler),
+                "motion": described(self.pipe.motion_scheduler),
+            },
+            "seed": self.seed,
+            "weights": weights_digests(self.pipeline),
+            "precision": str(self.trainer.precision),
+        }
+
     def on_predict_start(self) -> None:
         """Take the pipeline to the trainer's device."""
         self._move()
 
-    def predict_step(self, batch: PromptBatch | ClipBatch) -> GeneratedBatch:
-        """Clips for the batch's conditions, beside the real ones if there are any."""
+    def predict_step(self, batch: PromptBatch | ClipBatch) -> GeneratedBatch | None:
+        """Clips for the batch's conditions that lack, beside the real ones if there are any."""
+        if self.is_made:
+            rows = torch.as_tensor(batch.index).tolist()
+            captions = captions_of(cast(Condition, batch.condition))
+            lacks = [not self.is_made(*each) for each in zip(rows, captions, strict=True)]
+            if not any(lacks):
+                return None
+            batch = select(batch, torch.tensor(lacks))
         generated = self._generate(batch)
         return GeneratedBatch(
             clip=generated.frames,
@@ -130,13 +153,7 @@ class GenerationStage(LightningModule):
         self.scoreboard = Scoreboard(self.test_names, **using, device=self.device)
         self.samples = {name: Samples() for name in self.test_names}
         self.folder = Path(self.report or Path(self.trainer.default_root_dir) / "eval")
-        self.made_of = {  # all that makes a clip, beside its condition
-            **self.sampling,
-            "scheduler": None if self.scheduler is None else described(self.scheduler),
-            "seed": self.seed,
-            "weights": weights_digests(self.pipeline),
-            "precision": str(self.trainer.precision),
-        }
+        self.made_of = self.settings()
         key = digest(self.made_of | {"source": source_digest()})[:12]
         places = {name: self.folder / f"clips-{key}" / file_name(name) for name in self.test_names}
         self.clips = {name: LevelClips(place, LEVELS[1:]) for name, place in places.items()}
@@ -223,10 +240,10 @@ class GenerationStage(LightningModule):
         What an earlier run made is read, so all of it is 8-bit, as the metrics see it.
         """
         stored, files = self.clips[name], sample_names(batch)
-        missing = torch.tensor([stored.missing(file) for file in files])
-        if missing.any():
-            made = self._made(select(batch, missing))
-            stored.save([file for file in files if stored.missing(file)], made)
+        missing = [stored.missing(file) for file in files]  # once: another run may write them too
+        if any(missing):
+            made = self._made(select(batch, torch.tensor(missing)))
+            stored.save([f for f, lacks in zip(files, missing, strict=True) if lacks], made)
         if self.by_protocol is not None:
             self.by_protocol.add(name, batch, files)
         device = batch.clip.device

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch.utils.data import Dataset
 from cmdvid.frames import resize_and_crop
 from cmdvid.metrics.pixels import to_uint8
 from cmdvid.sheet import captions_of, file_name
-from cmdvid.types import ClipBatch, Condition
+from cmdvid.types import ClipBatch, Condition, PromptBatch
 from cmdvid.video import ClipSpec
 from cmdvid.whole import whole
+
+Batch = TypeVar("Batch", bound=ClipBatch | PromptBatch)
 
 
 class LevelClips:
@@ -89,17 +92,19 @@ def sample_names(batch: ClipBatch) -> list[str]:
     return names
 
 
-def select(batch: ClipBatch, where: Bool[Tensor, " b"]) -> ClipBatch:
+def select(batch: Batch, where: Bool[Tensor, " b"]) -> Batch:
     """Some samples of a batch."""
     condition, index = _condition(batch), torch.as_tensor(batch.index)
     if isinstance(condition, Tensor):
         condition = condition[where.to(condition.device)]
     else:
         condition = [text for text, keep in zip(condition, where.tolist(), strict=True) if keep]
-    return ClipBatch(batch.clip[where.to(batch.clip.device)], condition, index[where])
+    if isinstance(batch, ClipBatch):
+        batch = batch._replace(clip=batch.clip[where.to(batch.clip.device)])
+    return batch._replace(condition=condition, index=index[where])
 
 
-def _condition(batch: ClipBatch) -> Condition:
+def _condition(batch: ClipBatch | PromptBatch) -> Condition:
     assert not isinstance(batch.condition, int | str), "a batch"
     return batch.condition
 
