@@ -3,12 +3,14 @@
 import os
 import re
 import sys
+import traceback
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 
 import cmdvid
 from cmdvid.signals import LISTENER, expected
+from cmdvid.slurm.step import ERROR, lost_another, one_of_several
 
 PACKAGE = Path(__file__).parent
 
@@ -120,7 +122,9 @@ VERBS = {
   pipeline, all stages as jobs that wait for each other; --config and the like are of the trainings
   --autoencoder FILE, --content FILE, --motion FILE, --generate FILE
                          their YAMLs; again for another on top
-  --prompts FILE         make videos of these captions in the end""",
+  --encode FILE          options of encode, as a YAML: dtype, flips, clips_per_video ...
+  --prompts FILE         make videos of these captions in the end
+  --resume               go on with what an earlier, failed pipeline has left""",
     ),
     "shapes": (
         "Write the procedural data set: mp4 files and a csv of captions.",
@@ -153,7 +157,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Command line without the program's name; ``sys.argv`` if not given.
 
     Raises:
-        SystemExit: Code 2 for a wrong command line or input, with one line that says what it is.
+        SystemExit: Code 2 for a wrong command line or input, with one line that says what it is; in
+            one of several processes of Slurm for any error `cmdvid.slurm.step.ERROR`.
     """
     argv = [_underscored(arg) for arg in (sys.argv[1:] if args is None else args)]
     verb = argv[0] if argv else "--help"
@@ -169,11 +174,14 @@ def main(args: Sequence[str] | None = None) -> None:
             _run(verb, argv)
         except ArgumentError as error:
             _fail(" ".join(str(error).split()))
-        except ValueError as error:
-            message = _ours(error)
-            if message is None or os.environ.get("CMDVID_DEBUG"):
+        except Exception as error:
+            message = _ours(error) if isinstance(error, ValueError) else None
+            if message is not None and not os.environ.get("CMDVID_DEBUG"):
+                _fail(message)
+            if not one_of_several() or lost_another(error):
                 raise
-            _fail(message)
+            traceback.print_exception(error)
+            raise SystemExit(ERROR) from error
 
 
 def _run(verb: str, argv: list[str]) -> None:
@@ -198,13 +206,18 @@ def _run_stage(argv: list[str]) -> None:
     """Run one of Lightning's verbs; what can go on later listens for the end of its job."""
     if argv[0] in ("fit", "encode") and expected():
         LISTENER.listen()
+    end = LISTENER.ignore
     try:
         from cmdvid.cli import main as run_stage
 
         run_stage(argv)
+    except Exception as error:
+        if not lost_another(error):  # else srun's exit code is to be that of the killed process
+            end = LISTENER.stop
+        raise
     finally:
         if LISTENER.listening:
-            LISTENER.ignore()
+            end()
 
 
 def _underscored(arg: str) -> str:
@@ -247,7 +260,7 @@ def _of_a_worker(text: str) -> str | None:
 
 def _fail(message: str) -> None:
     print(f"cmdvid: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(ERROR if one_of_several() else 2)
 
 
 def _overview() -> str:

@@ -7,6 +7,10 @@ import os
 
 INTERACTIVE = ("bash", "interactive")  # Lightning ignores Slurm's ranks in jobs of these names
 FIRST_PORT, NUM_PORTS = 15000, 15000
+# Of one process among several that fails. srun exits with the greatest code of all, and those that
+# it kills because of the failed one count 128 + 9: the batch script could not tell the two apart.
+# Slurm itself has 253 to 255.
+ERROR = 200
 
 
 def in_job() -> bool:
@@ -46,6 +50,37 @@ def started_by_slurm() -> bool:
     step = 10 * _number("SLURM_JOB_ID") + _number("SLURM_STEP_ID")
     os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + step % NUM_PORTS))
     return True
+
+
+def one_of_several() -> bool:
+    """Whether srun has started other processes beside this one."""
+    return in_job() and "SLURM_STEP_ID" in os.environ and _number("SLURM_STEP_NUM_TASKS") > 1
+
+
+def lost_another(error: BaseException | None) -> bool:
+    """Whether an error says no more than that another process is gone, perhaps killed.
+
+    By names and words, for this has to work before torch is imported: gloo raises RuntimeErrors.
+    """
+    while error is not None:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if "DistError" in names or "gloo/transport" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def check_alone(num_nodes: int) -> None:
+    """See that a process which Slurm has not started waits for no other machine.
+
+    Raises:
+        ValueError: If the trainer has several, and nothing says which of them this is.
+    """
+    if num_nodes > 1 and "NODE_RANK" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes is {num_nodes}, but srun did not start this process, which would "
+            "wait for the other machines for ever: put `srun` before `cmdvid`"
+        )
 
 
 def check_ranks(num_devices: int, num_nodes: int) -> None:
