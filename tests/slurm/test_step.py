@@ -1,9 +1,12 @@
 """Mistakes in how a job is started: each is told with its cure, for it would hang or go unseen."""
 
 import os
+import warnings
+from pathlib import Path
 
 import pytest
 
+from cmdvid.__main__ import main
 from cmdvid.slurm.step import check_alone, check_ranks, in_job, lost_another, started_by_slurm
 
 STEP = {
@@ -117,3 +120,16 @@ def test_an_error_that_follows_from_a_kill_is_known():
     assert lost_another(error)
     assert lost_another(type("DistBackendError", (type("DistError", (Exception,), {}),), {})())
     assert not lost_another(ValueError("no such file"))
+
+
+def test_a_run_beside_an_unused_srun_is_not_warned(project, monkeypatch):
+    """With warnings as errors, each trainer on a login node would fail."""
+    counts = ["--num-videos=2", "--val-videos=1", "--heldout-videos=1"]
+    main(["shapes", "--out", "data", *counts, "--num-frames=4", "--image-size=[24,32]"])
+    Path("bin").mkdir()
+    Path("bin/srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(Path("bin").resolve()), prepend=os.pathsep)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*srun")
+        main(["fit", "--config", "ae.yaml", "--trainer.max_steps", "1"])
+    assert Path("run/last.ckpt").is_file()
