@@ -3,14 +3,13 @@
 import os
 import re
 import sys
-import traceback
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 
 import cmdvid
 from cmdvid.signals import LISTENER, expected
-from cmdvid.slurm.step import ERROR, lost_another, one_of_several
+from cmdvid.slurm.step import lost_another, tell_failure
 
 PACKAGE = Path(__file__).parent
 
@@ -157,8 +156,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Command line without the program's name; ``sys.argv`` if not given.
 
     Raises:
-        SystemExit: Code 2 for a wrong command line or input, with one line that says what it is; in
-            one of several processes of Slurm for any error `cmdvid.slurm.step.ERROR`.
+        SystemExit: Code 2 for a wrong command line or input, with one line that says what it is.
     """
     argv = [_underscored(arg) for arg in (sys.argv[1:] if args is None else args)]
     verb = argv[0] if argv else "--help"
@@ -174,14 +172,11 @@ def main(args: Sequence[str] | None = None) -> None:
             _run(verb, argv)
         except ArgumentError as error:
             _fail(" ".join(str(error).split()))
-        except Exception as error:
-            message = _ours(error) if isinstance(error, ValueError) else None
-            if message is not None and not os.environ.get("CMDVID_DEBUG"):
-                _fail(message)
-            if not one_of_several() or lost_another(error):
+        except ValueError as error:
+            message = _ours(error)
+            if message is None or os.environ.get("CMDVID_DEBUG"):
                 raise
-            traceback.print_exception(error)
-            raise SystemExit(ERROR) from error
+            _fail(message)
 
 
 def _run(verb: str, argv: list[str]) -> None:
@@ -212,7 +207,8 @@ def _run_stage(argv: list[str]) -> None:
 
         run_stage(argv)
     except Exception as error:
-        if not lost_another(error):  # else srun's exit code is to be that of the killed process
+        if not lost_another(error):  # else the script of the job is to see the kill
+            tell_failure()
             end = LISTENER.stop
         raise
     finally:
@@ -260,7 +256,7 @@ def _of_a_worker(text: str) -> str | None:
 
 def _fail(message: str) -> None:
     print(f"cmdvid: error: {message}", file=sys.stderr)
-    raise SystemExit(ERROR if one_of_several() else 2)
+    raise SystemExit(2)
 
 
 def _overview() -> str:

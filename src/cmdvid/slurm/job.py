@@ -7,7 +7,7 @@ from string import Template
 from typing import cast
 
 from cmdvid.slurm.cluster import Cluster
-from cmdvid.slurm.step import ERROR, INTERACTIVE
+from cmdvid.slurm.step import FAILED, INTERACTIVE
 
 
 class Script(Template):
@@ -83,7 +83,7 @@ class Job:
             growing=shlex.join(self._growing),
             srun=f" {srun}" if srun else "",
             command=f"{command} {words}",
-            error=ERROR,
+            failed=f"{FAILED}={shlex.quote(cluster.folder)}",
             max_restarts=cluster.max_restarts,
         )
         return text.replace("\n\n\n", "\n\n")

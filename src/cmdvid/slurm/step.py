@@ -3,14 +3,13 @@
 Each mistake caught here hangs, or trains the wrong number of models, if it is not.
 """
 
+import contextlib
 import os
+from pathlib import Path
 
 INTERACTIVE = ("bash", "interactive")  # Lightning ignores Slurm's ranks in jobs of these names
 FIRST_PORT, NUM_PORTS = 15000, 15000
-# Of one process among several that fails. srun exits with the greatest code of all, and those that
-# it kills because of the failed one count 128 + 9: the batch script could not tell the two apart.
-# Slurm itself has 253 to 255.
-ERROR = 200
+FAILED = "CMDVID_FAILED"  # where a job's script looks for a failure of any of its processes
 
 
 def in_job() -> bool:
@@ -52,9 +51,14 @@ def started_by_slurm() -> bool:
     return True
 
 
-def one_of_several() -> bool:
-    """Whether srun has started other processes beside this one."""
-    return in_job() and "SLURM_STEP_ID" in os.environ and _number("SLURM_STEP_NUM_TASKS") > 1
+def tell_failure() -> None:
+    """Leave a file for the script of the job, which sees no more than srun's exit code.
+
+    That is 128 + 9 after an error as well as after a kill: srun kills the others because of it.
+    """
+    if path := os.environ.get(FAILED):
+        with contextlib.suppress(OSError):  # the folder may not be in the container
+            Path(path).touch()
 
 
 def lost_another(error: BaseException | None) -> bool:
