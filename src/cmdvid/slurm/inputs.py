@@ -7,8 +7,9 @@ from typing import Any
 from cmdvid.settings import flat
 
 DATA = ("csv", "root", "file", "captions", "ids", "urls", "latents")
-MODEL = ("autoencoder_ckpt", "pipeline")
+MODEL = ("autoencoder_ckpt", "pipeline", "pretrained")
 SCORES = ("lpips", "i3d", "c3d", "clip")  # of `test` alone
+TAGS = ("clip", "pretrained")  # open_clip's: a name of weights to fetch, or a file
 OPTIONAL = ("i3d.pt", "c3d.pt", "openai")  # the defaults: without them their metrics are left out
 
 
@@ -43,8 +44,8 @@ def check_protocol(verb: str, settings: dict[str, Any]) -> None:
 
 
 def _is_tag(key: str, value: str) -> bool:
-    """Whether open_clip would download this: it names no file."""
-    return key == "clip" and not Path(value).exists() and not Path(value).suffix
+    """Whether open_clip would fetch this: it names no file."""
+    return key in TAGS and not Path(value).exists() and not Path(value).suffix
 
 
 def _local(path: str) -> str:
