@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cmdvid
 from cmdvid.signals import LISTENER, expected
+from cmdvid.slurm.step import lost_another, tell_failure
 
 PACKAGE = Path(__file__).parent
 
@@ -121,7 +122,9 @@ VERBS = {
   pipeline, all stages as jobs that wait for each other; --config and the like are of the trainings
   --autoencoder FILE, --content FILE, --motion FILE, --generate FILE
                          their YAMLs; again for another on top
-  --prompts FILE         make videos of these captions in the end""",
+  --encode FILE          options of encode, as a YAML: dtype, flips, clips_per_video ...
+  --prompts FILE         make videos of these captions in the end
+  --resume               go on with what an earlier, failed pipeline has left""",
     ),
     "shapes": (
         "Write the procedural data set: mp4 files and a csv of captions.",
@@ -199,13 +202,19 @@ def _run_stage(argv: list[str]) -> None:
     """Run one of Lightning's verbs; what can go on later listens for the end of its job."""
     if argv[0] in ("fit", "encode") and expected():
         LISTENER.listen()
+    end = LISTENER.ignore
     try:
         from cmdvid.cli import main as run_stage
 
         run_stage(argv)
+    except Exception as error:
+        if not lost_another(error):  # else the script of the job is to see the kill
+            tell_failure()
+            end = LISTENER.stop
+        raise
     finally:
         if LISTENER.listening:
-            LISTENER.ignore()
+            end()
 
 
 def _underscored(arg: str) -> str:

@@ -18,9 +18,10 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from cmdvid.preemption import Preemption
 from cmdvid.progress import ProgressLines
@@ -35,7 +36,7 @@ from cmdvid.settings import (
     use_pipeline,
 )
 from cmdvid.signals import LISTENER
-from cmdvid.slurm.step import check_ranks, in_job, started_by_slurm
+from cmdvid.slurm.step import check_alone, check_ranks, in_job, started_by_slurm
 from cmdvid.trainer import CMDTrainer
 from cmdvid.whole import whole
 
@@ -201,12 +202,27 @@ class CLI(LightningCLI):
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         if ranks:
             check_ranks(trainer.num_devices, trainer.num_nodes)
+        elif in_job():
+            check_alone(trainer.num_nodes)
+        if trainer.num_devices * trainer.num_nodes > 1:
+            _save_no_errors(trainer)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         # predictions are written as they come; kept, they would fill the memory
         return kwargs | ({"return_predictions": False} if subcommand == "predict" else {})
+
+
+def _save_no_errors(trainer: Trainer) -> None:
+    """Turn off save_on_exception: saving ends in a barrier, to which only one process would come.
+
+    It would wait there for ever, and the others for it.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.save_on_exception:
+            callback.save_on_exception = False
+            rank_zero_info("several processes: save_on_exception is off, it would wait for ever")
 
 
 def main(args: Sequence[str]) -> None:

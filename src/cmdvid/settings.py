@@ -13,12 +13,13 @@ STAGE_OPTIONS = ("num_inference_steps", "guidance_scale", "negative_prompt", "se
 
 
 def option(args: Sequence[str], *names: str) -> str | None:
-    """Find the value of an option before the parser exists."""
+    """Find the value of an option before the parser exists: the last, which counts there too."""
+    found = None
     for position, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         if name in names:
-            return value if equals else next(iter(args[position + 1 :]), None)
-    return None
+            found = value if equals else next(iter(args[position + 1 :]), None)
+    return found
 
 
 def defaults(ckpt: str, verb: str) -> dict[str, Any]:

@@ -50,6 +50,11 @@ class Listener:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
+    def stop(self) -> None:
+        """Let the signals end the process again: it has failed, and may hang while it ends."""
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def ignore_in_worker(self, _: int) -> None:
         """Let workers of a loader live until the batch is over: Slurm signals them too."""
         if self.listening:

@@ -87,6 +87,35 @@ def test_an_error_of_our_own_is_not_tried_again(stub, slurm, capsys):
     assert slurm.show(job, "Restarts") == "0"
 
 
+def test_an_error_of_one_process_is_not_taken_for_the_kill_of_the_others(stub, slurm, capsys):
+    """srun ends the others, and exits as if it were a kill."""
+    body = """
+mkdir -p run
+touch run/last.ckpt
+if [ $SLURM_PROCID = 0 ]; then
+  touch "$CMDVID_FAILED"
+  exit 1
+fi
+trap '' TERM
+sleep 60"""
+    (job,) = stub(capsys, body, *FIT, "--nodes", "2")
+    assert slurm.wait(job) == ["FAILED"]
+    assert slurm.show(job, "Restarts") == "0"
+    assert "exit code 137, after an error of a process" in log_of(job)
+    assert not list(Path("runs/slurm").glob("*.failed"))
+
+
+def test_lines_of_the_cluster_may_use_what_is_not_set(stub, slurm, capsys):
+    setup = "['[ -z $NOT_SET ] && echo not set']"
+    sbatch = "{comment: two words, exclusive: true}"
+    (job,) = stub(capsys, "exit 0", *FIT, "--name", "two words", setup=setup, sbatch=sbatch)
+    assert slurm.wait(job) == ["COMPLETED"]
+    assert "not set" in log_of(job)
+    assert Path(f"runs/slurm/two words-{job}.out").is_file()
+    (job,) = stub(capsys, "exit 0", *FIT, modules="[no-such-module]")
+    assert slurm.wait(job) == ["FAILED"]
+
+
 def test_a_task_of_an_array_is_requeued_alone(stub, slurm, capsys):
     Path("prompts.txt").write_text("a red circle\n\na blue square\na green ring\n")
     Path("pipeline").mkdir()

@@ -9,11 +9,20 @@ import torch
 import yaml
 
 from cmdvid.__main__ import main
+from cmdvid.settings import option
 from cmdvid.slurm.cluster import Cluster, read_cluster
 from cmdvid.slurm.job import Job
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DRY = ["--dry-run"]
+FIT = ["fit", "--config", "ae.yaml"]
+GPU = [*FIT, "--trainer.accelerator", "gpu"]
+SHARDS = ["--data.train", "cmdvid.data.shards.Shards", "--data.train.urls"]
+SAMPLE = ["--data.train", "cmdvid.data.sampling.Sample", "--data.train.num"]
+MSRVTT = '{"class_path": "cmdvid.data.msrvtt.MSRVTT", "init_args": {"captions": "no.csv"}}'
+TEST = ["test", "--model", "GenerationStage", "--model.pipeline", "data"]
+MEASURE = ["--model.evaluation.protocol"]
+I3D = ["--model.evaluation.weights.i3d", "no-i3d.pt"]
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +88,15 @@ def test_an_encoding_is_told_to_stop_and_goes_on_in_its_folder(project, capsys):
         (["fit", "--config", "ae.yaml", "--data.val.csv", "no.csv"], "data.val.csv: no.csv"),
         (["fit", "--config", "ae.yaml", "--trainer.callbacks", "null"], "needs a ModelCheckpoint"),
         (["fit", "--config", "ae.yaml", "--trainer.devices", "-1"], "trainer.devices"),
+        ([*GPU, "--trainer.devices", "auto"], "trainer.devices is auto"),
+        ([*FIT, "--trainer.callbacks.save_last", "link"], "save_last: true"),
+        ([*FIT, *SHARDS, "no/shards"], "data.train.urls: no/shards"),
+        ([*FIT, *SHARDS, "no/{000..009}.tar"], "data.train.urls: no"),
+        ([*FIT, *SAMPLE, "3", "--data.train.index", MSRVTT], "data.train.index.captions: no.csv"),
+        ([*TEST, "--model.lpips", "no.pt"], "model.lpips: no.pt"),
+        ([*TEST, *MEASURE, "ucf101-2048", *I3D], "model.evaluation.weights.i3d: no-i3d.pt"),
+        ([*TEST, *MEASURE, "no.yaml"], "no.yaml: no such protocol"),
+        ([*FIT, "--resume"], "--resume: only pipeline"),
         (["fit", "--config", "ae.yaml", "--name", "bash"], "must not be named 'bash'"),
         (["fit", "--config", "ae.yaml", "--cluster", "no.yaml"], "no.yaml: no such file"),
         (["fit", "--config", "ae.yaml", "--seeds", "0-3"], "no other verb takes them"),
@@ -120,7 +138,7 @@ def test_each_setting_of_a_cluster_has_its_place():
     text = Job("x", ("test",), devices=4).script(cluster)
     for line in ("--partition=a100", "--account=me", "--gres=gpu:a100:4", "--qos=long"):
         assert f"#SBATCH {line}\n" in text
-    assert "module load cuda/12\nexport A='b c'\nulimit -n 4096\n" in text
+    assert "module load cuda/12 || exit 1\nexport A='b c'\nulimit -n 4096\n" in text
     assert "--gres" not in Job("x", ("export",), gpus=False).script(cluster)
 
 
@@ -145,6 +163,9 @@ def test_a_container_changes_only_what_stands_before_the_command():
         ("partitions: a", "partitions"),
         ("container: docker:x", "pyxis:IMAGE"),
         ("warning: -1", "warning must be at least 0"),
+        ("gpus: --gres=gpu:$N", "only `devices` may stand"),
+        ("just words", "key: value"),
+        ("sbatch: {", "flow"),
     ],
 )
 def test_a_wrong_cluster_is_told_by_file_and_key(tmp_path, text, says):
@@ -154,42 +175,64 @@ def test_a_wrong_cluster_is_told_by_file_and_key(tmp_path, text, says):
         read_cluster(str(file))
 
 
-SHAPES = {"autoencoder": "ae", "content": "content", "motion": "motion", "generate": "generate"}
-PIPELINE = [w for p, f in SHAPES.items() for w in (f"--{p}", str(CONFIGS / f"{f}_shapes.yaml"))]
+def test_a_cluster_is_read_as_it_is_written(tmp_path):
+    """YAML would make seconds of a time and a number of an account."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("# nothing yet\n")
+    assert read_cluster(str(file)) == Cluster()
+    lines = ["time: 12:00:00", "account: 0123", "gpus: null", "partition:", "modules: [1.10]"]
+    lines += ["sbatch: {begin: 16:00, exclusive: true, hold: , comment: a b}", "max_restarts: 7"]
+    file.write_text("\n".join([*lines, "environment: {N: 010}"]))
+    cluster = read_cluster(str(file))
+    assert (cluster.time, cluster.account, cluster.max_restarts) == ("12:00:00", "0123", 7)
+    text = Job("x", ("test",)).script(cluster)
+    for line in ("--begin=16:00", "--exclusive", "--hold", "--comment='a b'"):
+        assert f"#SBATCH {line}\n" in text
+    assert "module load 1.10 || exit 1\nexport N=010\nset -u" in text
+    assert "--gpus" not in text
+    assert "--partition" not in text
 
 
-@pytest.fixture
-def shapes(tmp_path, monkeypatch):
-    """The files that the shapes configs read, empty."""
-    monkeypatch.chdir(tmp_path)
-    Path("runs/demo/data").mkdir(parents=True)
-    for split in ("train", "val", "heldout"):
-        Path(f"runs/demo/data/{split}.csv").touch()
-    Path("prompts.txt").write_text("a red circle\na blue square\n")
+@pytest.mark.parametrize(
+    ("line", "devices"), [("gpus_per_node: 4", 4), ("gpus: null", 1)], ids=["said", "no GPUs"]
+)
+def test_all_devices_of_a_node_are_as_many_as_the_cluster_says(project, capsys, line, devices):
+    Path("mine.yaml").write_text(line)
+    words = [*GPU, "--trainer.devices", "auto", "--cluster", "mine.yaml"]
+    text = printed(capsys, *words, *DRY)
+    assert f"#SBATCH --ntasks-per-node={devices}\n" in text
+    assert f"--trainer.devices {devices}" in text
 
 
-def test_a_pipeline_is_all_stages_in_order(shapes, capsys):
-    seeds = ["--prompts", "prompts.txt", "--seeds", "0-3"]
-    text = printed(capsys, "pipeline", *PIPELINE, *DRY, *seeds, "--nodes", "2")
-    heads = re.findall(r"^# (\S+?)(?:, after (.*))?$", text, re.MULTILINE)
-    trained = "fit-content_shapes, fit-motion_shapes"
-    assert heads == [
-        ("fit-ae_shapes", ""),
-        ("encode", "fit-ae_shapes"),
-        ("fit-content_shapes", "encode"),
-        ("fit-motion_shapes", "encode"),
-        ("export", trained),
-        ("test-generate_shapes", "export"),
-        ("predict-generate_shapes", "export"),
-    ]
-    assert "encode --ckpt runs/demo/autoencoder/last.ckpt --out runs/demo/latents" in text
-    assert "#SBATCH --array=0-3\n" in text
-    assert text.count("#SBATCH --nodes=2\n") == 4  # the trainings and encode
+def test_a_checkpoint_callback_may_have_another_of_its_names(project, capsys):
+    text = Path("ae.yaml").read_text()
+    Path("ae.yaml").write_text(text.replace("callbacks.Model", "callbacks.model_checkpoint.Model"))
+    assert "last=run/last.ckpt" in printed(capsys, *FIT, *DRY)
 
 
-def test_stages_that_do_not_fit_together_are_refused(shapes, capsys):
-    words = [word.replace("content_shapes", "content_ucf101") for word in PIPELINE]
-    message = refused(capsys, "pipeline", *words, *DRY)
-    assert "content: model.autoencoder_ckpt is runs/ucf101/autoencoder/last.ckpt" in message
-    Path("runs/demo/latents").mkdir()
-    assert "runs/demo/latents exists already" in refused(capsys, "pipeline", *PIPELINE, *DRY)
+def test_weights_that_are_fetched_are_no_files(project, capsys):
+    weights = ["--model.evaluation.weights.clip", "laion2b_s34b_b79k"]
+    words = [*TEST, *MEASURE, "webvid-5k", *weights, "--model.lpips", "https://host/a.pth"]
+    assert "GenerationStage" in printed(capsys, *words, "--trainer.devices", "1", *DRY)
+
+
+def test_a_name_may_have_blanks(project, capsys):
+    Path("ae.yaml").rename("my ae.yaml")
+    text = printed(capsys, "fit", "--config", "my ae.yaml", *DRY)
+    assert "#SBATCH --job-name='fit-my ae'\n" in text
+
+
+def test_parts_leave_out_empty_lines_of_windows(project, capsys):
+    Path("prompts.txt").write_bytes(b"a red circle\r\n\r\na blue square\r\n")
+    Path("pipeline").mkdir()
+    Path("pipeline/model_index.json").write_text("{}")
+    words = ["predict", "--ckpt", "pipeline", "--prompts", "prompts.txt", "--parts", "2"]
+    text = printed(capsys, *words, "--trainer.devices", "1", *DRY)
+    (line,) = re.findall(r"^(awk .*) > ", text, re.MULTILINE)
+    for task, prompt in enumerate(("a red circle", "a blue square")):
+        shell = f"export PATH=/usr/bin:/bin SLURM_ARRAY_TASK_ID={task}; {line}"
+        assert subprocess.check_output(["/bin/bash", "-c", shell], text=True) == f"{prompt}\n"
+
+
+def test_the_last_of_two_checkpoints_counts():
+    assert option(["--ckpt", "old", "--ckpt_path=new"], "--ckpt", "--ckpt_path") == "new"

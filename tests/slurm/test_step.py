@@ -1,8 +1,13 @@
 """Mistakes in how a job is started: each is told with its cure, for it would hang or go unseen."""
 
+import os
+import warnings
+from pathlib import Path
+
 import pytest
 
-from cmdvid.slurm.step import check_ranks, in_job, started_by_slurm
+from cmdvid.__main__ import main
+from cmdvid.slurm.step import check_alone, check_ranks, in_job, lost_another, started_by_slurm
 
 STEP = {
     "SLURM_JOB_ID": "20001",
@@ -91,9 +96,40 @@ def test_steps_side_by_side_have_ports_of_their_own(environment, monkeypatch):
     for job, step in (("20001", "0"), ("20001", "1"), ("20002", "0"), ("10001", "0")):
         environment(SLURM_JOB_ID=job, SLURM_STEP_ID=step)
         started_by_slurm()
-        import os
-
         ports.add(int(os.environ["MASTER_PORT"]))
         monkeypatch.delenv("MASTER_PORT")
     assert len(ports) == 4
     assert all(1024 < port < 32768 for port in ports)
+
+
+def test_one_process_does_not_wait_for_other_machines(environment, monkeypatch):
+    """As after `salloc -N2` and no srun, in a job that is named `interactive`."""
+    environment(SLURM_JOB_NAME="interactive", SLURM_STEP_ID=None)
+    assert not started_by_slurm()
+    with pytest.raises(ValueError, match=r"num_nodes is 2, but srun did not start .* put `srun`"):
+        check_alone(2)
+    check_alone(1)
+    monkeypatch.setenv("NODE_RANK", "1")  # somebody starts each of them by hand
+    check_alone(2)
+
+
+def test_an_error_that_follows_from_a_kill_is_known():
+    cause = RuntimeError("[/x/gloo/transport/tcp/pair.cc:538] Connection closed by peer")
+    error = ValueError("in backward")
+    error.__cause__ = cause
+    assert lost_another(error)
+    assert lost_another(type("DistBackendError", (type("DistError", (Exception,), {}),), {})())
+    assert not lost_another(ValueError("no such file"))
+
+
+def test_a_run_beside_an_unused_srun_is_not_warned(project, monkeypatch):
+    """With warnings as errors, each trainer on a login node would fail."""
+    counts = ["--num-videos=2", "--val-videos=1", "--heldout-videos=1"]
+    main(["shapes", "--out", "data", *counts, "--num-frames=4", "--image-size=[24,32]"])
+    Path("bin").mkdir()
+    Path("bin/srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(Path("bin").resolve()), prepend=os.pathsep)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*srun")
+        main(["fit", "--config", "ae.yaml", "--trainer.max_steps", "1"])
+    assert Path("run/last.ckpt").is_file()

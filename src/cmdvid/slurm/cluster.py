@@ -4,7 +4,9 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 DEFAULT = "configs/cluster/slurm.yaml"
@@ -22,7 +24,8 @@ class Cluster:
         max_restarts: How often a job may be started again.
         cpus_per_task: Cores of each process; a process has one device.
         gpus: sbatch's option for the GPUs of a node, with ``$devices``; none without GPUs.
-        sbatch: Further options of sbatch.
+        gpus_per_node: What ``trainer.devices: auto`` means; without it that is refused.
+        sbatch: Further options of sbatch; one without a value has none or ``true``.
         modules: Environment modules to load.
         environment: Variables to set.
         setup: Further lines of shell before srun.
@@ -39,9 +42,10 @@ class Cluster:
     max_restarts: int = 100
     cpus_per_task: int = 8
     gpus: str | None = "--gpus-per-node=$devices"
-    sbatch: dict[str, str | int] = field(default_factory=dict)
+    gpus_per_node: int | None = None
+    sbatch: dict[str, str | None] = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
-    environment: dict[str, str | int] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     setup: list[str] = field(default_factory=list)
     container: str = "none"
     mounts: list[str] = field(default_factory=list)
@@ -54,9 +58,22 @@ class Cluster:
             raise ValueError(
                 f"container must be none, pyxis:IMAGE or apptainer:IMAGE, got {self.container!r}"
             )
-        for name, least in (("warning", 0), ("max_restarts", 0), ("cpus_per_task", 1)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        least = {"warning": 0, "max_restarts": 0, "cpus_per_task": 1, "gpus_per_node": 1}
+        for name, bound in least.items():
+            if (value := getattr(self, name)) is not None and value < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {value}")
+        try:
+            Template(self.gpus or "").substitute(devices=1)
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"gpus: after a dollar sign only `devices` may stand, as in "
+                f"--gpus-per-node=$devices, got {self.gpus!r}"
+            ) from error
+
+    @property
+    def auto(self) -> int | None:
+        """Devices of a node where a config leaves their number open; none if nothing says it."""
+        return 1 if self.gpus is None else self.gpus_per_node
 
     @property
     def start(self) -> tuple[str, str]:
@@ -78,8 +95,8 @@ class Cluster:
     @property
     def lines(self) -> str:
         """What the job's shell does first."""
-        lines = [f"module load {shlex.quote(name)}" for name in self.modules]
-        lines += [f"export {k}={shlex.quote(str(v))}" for k, v in self.environment.items()]
+        lines = [f"module load {shlex.quote(name)} || exit 1" for name in self.modules]
+        lines += [f"export {k}={shlex.quote(v)}" for k, v in self.environment.items()]
         return "\n".join([*lines, *self.setup])
 
 
@@ -97,6 +114,11 @@ def read_cluster(file: str | None) -> Cluster:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Cluster)
     try:
-        return Cluster(**parser.parse_path(file).as_dict())
-    except (ArgumentError, ValueError, TypeError) as error:
+        # scalars as they are written: YAML would make seconds of 12:00:00, a number of an account
+        settings = yaml.load(Path(file).read_text(), Loader=yaml.BaseLoader) or {}
+        if not isinstance(settings, dict):
+            raise ValueError("must hold lines of the form `key: value`")
+        settings = {key: None if value == "" else value for key, value in settings.items()}
+        return Cluster(**parser.parse_object(settings).as_dict())
+    except (ArgumentError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from error

@@ -11,7 +11,8 @@ from cmdvid.slurm.plan import VERBS, plan, read, spread
 from cmdvid.slurm.submit import Queued, show, submit
 
 PIPELINE = "pipeline"
-PARTS = ("autoencoder", "content", "motion", "generate")
+STAGES = ("autoencoder", "content", "motion", "generate")
+PARTS = (*STAGES, "encode")
 
 
 def main(args: Sequence[str]) -> None:
@@ -30,7 +31,8 @@ def main(args: Sequence[str]) -> None:
     cluster: Cluster = replace(cluster, **changed)
     if known.nodes is not None:
         words += ["--trainer.num_nodes", str(known.nodes)]
-    queue = _pipeline(known, words) if known.what == PIPELINE else _stage(known, words)
+    plan_ = _pipeline if known.what == PIPELINE else _stage
+    queue = plan_(known, words, cluster.auto)
     (show if known.dry_run else submit)(queue, cluster)
 
 
@@ -55,26 +57,32 @@ def _options() -> argparse.ArgumentParser:
         help_ = "pipeline: a YAML of this stage; again for another on top"
         options.add_argument(f"--{part}", action="append", default=[], help=help_)
     options.add_argument("--prompts", help="file of captions to make videos of")
+    help_ = "pipeline: go on with what an earlier, failed one has left"
+    options.add_argument("--resume", action="store_true", help=help_)
     return options
 
 
-def _stage(known: Any, words: list[str]) -> list[Queued]:
+def _stage(known: Any, words: list[str], auto: int | None) -> list[Queued]:
     """One command line."""
     if unused := [part for part in PARTS if getattr(known, part)]:
         raise ValueError(f"--{unused[0]}: only pipeline takes it; give --config FILE")
+    if known.resume:
+        raise ValueError("--resume: only pipeline takes it; give --ckpt PATH")
     if known.prompts is not None:
         words = [*words, "--prompts", known.prompts]
-    job = plan(known.what, words, read(known.what, words), name=known.name)
+    job = plan(known.what, words, read(known.what, words), name=known.name, auto=auto)
     after = tuple(known.after.split(":")) if known.after else ()
     return [Queued(spread(job, seeds=known.seeds, parts=known.parts), after)]
 
 
-def _pipeline(known: Any, words: Sequence[str]) -> list[Queued]:
+def _pipeline(known: Any, words: Sequence[str], auto: int | None) -> list[Queued]:
     """All stages."""
-    if missing := [part for part in PARTS if not getattr(known, part)]:
+    if missing := [part for part in STAGES if not getattr(known, part)]:
         raise ValueError(f"pipeline: give --{missing[0]} FILE, the YAML of that stage")
     if known.name or known.after:
         raise ValueError("pipeline: its jobs have names and an order of their own")
     configs = Configs(**{part: getattr(known, part) for part in PARTS})
+    if known.prompts is None and (known.seeds is not None or known.parts is not None):
+        raise ValueError("pipeline: --seeds and --parts are of the videos; give --prompts FILE")
     how = {"prompts": known.prompts, "seeds": known.seeds, "parts": known.parts}
-    return plan_pipeline(configs, words=words, **how)
+    return plan_pipeline(configs, words=words, auto=auto, resume=known.resume, **how)

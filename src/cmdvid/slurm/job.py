@@ -4,9 +4,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import cast
 
 from cmdvid.slurm.cluster import Cluster
-from cmdvid.slurm.step import INTERACTIVE
+from cmdvid.slurm.step import FAILED, INTERACTIVE
 
 
 class Script(Template):
@@ -70,18 +71,19 @@ class Job:
         number = "%j" if self.array is None else "%A_%a"
         template = Script((Path(__file__).parent / "job.sbatch").read_text())
         text = template.substitute(
-            name=self.name,
+            name=shlex.quote(self.name),
             nodes=self.nodes,
             devices=self.devices,
             cpus=cluster.cpus_per_task,
             time=cluster.time,
-            log=f"{cluster.folder}/%x-{number}.out",
+            log=shlex.quote(f"{cluster.folder}/%x-{number}.out"),
             options="\n".join(f"#SBATCH {option}" for option in self._options(cluster)),
             setup=lines,
             last=shlex.quote(self.last or ""),
             growing=shlex.join(self._growing),
             srun=f" {srun}" if srun else "",
             command=f"{command} {words}",
+            failed=f"{FAILED}={shlex.quote(cluster.folder)}",
             max_restarts=cluster.max_restarts,
         )
         return text.replace("\n\n\n", "\n\n")
@@ -103,4 +105,8 @@ class Job:
             options.append(Template(cluster.gpus).substitute(devices=self.devices))
         if self.array is not None:
             options.append(f"--array={self.array.tasks}")
-        return options + [f"--{name}={value}" for name, value in cluster.sbatch.items()]
+        bare = (None, "", "true")  # such as --exclusive
+        return options + [
+            f"--{name}" if value in bare else f"--{name}={shlex.quote(cast(str, value))}"
+            for name, value in cluster.sbatch.items()
+        ]

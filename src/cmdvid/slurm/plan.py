@@ -3,14 +3,16 @@
 import contextlib
 import io
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
 from cmdvid.settings import option
+from cmdvid.slurm.inputs import check_protocol, inputs
 from cmdvid.slurm.job import Array, Job
 
 VERBS = ("fit", "validate", "test", "predict", "encode")
@@ -23,6 +25,7 @@ def plan(
     settings: dict[str, Any],
     *,
     name: str | None = None,
+    auto: int | None = None,
     made: Collection[str] = (),
 ) -> Job:
     """Make the job that runs a command line.
@@ -32,16 +35,18 @@ def plan(
         words: Its options.
         settings: What `read` understood of them.
         name: Of the job; by default verb and config.
+        auto: Devices of a node where the settings leave them open; refused if none.
         made: Files and folders that earlier jobs will have made.
 
     Raises:
         ValueError: If a setting is unsafe on a cluster, or something that the run reads is missing.
     """
-    for key, path in inputs(settings):
+    check_protocol(verb, settings)
+    for key, path in inputs(verb, settings):
         if path not in made and not Path(path).exists():
             raise ValueError(f"{key}: {path}: no such file or folder; nothing was submitted")
     trainer = settings["trainer"]
-    devices, nodes = _count(trainer["devices"]), int(trainer["num_nodes"])
+    devices, nodes = count_devices(trainer, auto), int(trainer["num_nodes"])
     last = last_checkpoint(settings) if verb == "fit" else None
     if last is not None and Path(last).exists() and settings["ckpt_path"] != last:
         raise ValueError(
@@ -49,7 +54,9 @@ def plan(
             "folder; nothing was submitted"
         )
     size = ("--trainer.num_nodes", str(nodes), "--trainer.devices", str(devices))
-    source = option(words, "--config") or settings["ckpt_path"] or ""
+    named = [i for i, word in enumerate(words) if word.partition("=")[0] == "--config"]
+    first = option(words[named[0] : named[0] + 2], "--config") if named else None
+    source = first or settings["ckpt_path"] or ""
     return Job(
         name=name or "-".join(filter(None, (verb, Path(source).stem))),
         words=(verb, *words, *size),
@@ -87,7 +94,9 @@ def spread(job: Job, *, seeds: str | None, parts: int | None) -> Job:
     if not 0 < cast(int, parts) <= count or prompts is None:
         raise ValueError(f"--parts {parts}: give --prompts FILE with as many lines; it has {count}")
     file = f"{out}/part-{task}/prompts.txt"
-    pick = f"awk -v n={parts} -v i={task} 'NF && k++ % n == i' {shlex.quote(prompts)}"
+    # a carriage return would make a word of an empty line
+    rows = '{sub(/\\r$/, "")} NF && k++ % n == i'
+    pick = f"awk -v n={parts} -v i={task} '{rows}' {shlex.quote(prompts)}"
     return replace(
         job,
         array=Array(
@@ -115,25 +124,6 @@ def read(verb: str, words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def inputs(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Key and path of all that a run reads."""
-    ckpt, model, data = settings["ckpt_path"], settings["model"]["init_args"], settings["data"]
-    if ckpt not in (None, "last", "best"):
-        yield "--ckpt", ckpt
-    for name in ("autoencoder_ckpt", "pipeline"):
-        if model.get(name) is not None:
-            yield f"model.{name}", model[name]
-    if settings.get("prompts") is not None:
-        yield "--prompts", settings["prompts"]
-    if data["latents"] is not None:
-        yield "data.latents", data["latents"]
-    indexes = {name: data[name] for name in ("train", "val", "predict")} | (data["test"] or {})
-    for name, index in indexes.items():
-        for key in ("csv", "root", "file"):
-            if path := ((index or {}).get("init_args") or {}).get(key):
-                yield f"data.{name}.{key}", path
-
-
 def last_checkpoint(settings: dict[str, Any]) -> str:
     """The file that a training goes on from when it is started again.
 
@@ -143,7 +133,8 @@ def last_checkpoint(settings: dict[str, Any]) -> str:
     callbacks = settings["trainer"]["callbacks"] or []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         given = callback.get("init_args", {})
-        if callback["class_path"] == CHECKPOINT and given.get("save_last"):
+        # not save_last: link, by which last.ckpt is an older checkpoint after a stop
+        if _class(callback["class_path"]) is _class(CHECKPOINT) and given.get("save_last") is True:
             if given.get("dirpath") is None or given.get("enable_version_counter", True):
                 break
             return str(Path(given["dirpath"]) / "last.ckpt")
@@ -167,11 +158,30 @@ def _cache(settings: dict[str, Any]) -> str:
     return settings["out"]
 
 
-def _count(devices: Any) -> int:
-    """Devices of a node; one where the config leaves it open, for sbatch must be told."""
+def _class(path: str) -> Any:
+    """What a class_path means, for a class may have several."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def count_devices(trainer: dict[str, Any], auto: int | None) -> int:
+    """Devices of a node.
+
+    Raises:
+        ValueError: If the settings leave them open, and nothing says what that means; sbatch must
+            be told.
+    """
+    devices = trainer["devices"]
     if isinstance(devices, list):
         return len(devices)
-    number = 1 if devices == "auto" else int(devices)
-    if number < 1:
+    if devices == "auto" and trainer["accelerator"] == "cpu":
+        return 1
+    if devices == "auto" and auto is None:
+        raise ValueError(
+            "trainer.devices is auto, but a job must say how many: give --trainer.devices N, or "
+            "set gpus_per_node in the cluster's YAML; nothing was submitted"
+        )
+    number = auto if devices == "auto" else int(devices)
+    if cast(int, number) < 1:
         raise ValueError(f"trainer.devices: a job needs their number, got {devices}")
-    return number
+    return cast(int, number)

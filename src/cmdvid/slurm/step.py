@@ -3,10 +3,13 @@
 Each mistake caught here hangs, or trains the wrong number of models, if it is not.
 """
 
+import contextlib
 import os
+from pathlib import Path
 
 INTERACTIVE = ("bash", "interactive")  # Lightning ignores Slurm's ranks in jobs of these names
 FIRST_PORT, NUM_PORTS = 15000, 15000
+FAILED = "CMDVID_FAILED"  # where a job's script looks for a failure of any of its processes
 
 
 def in_job() -> bool:
@@ -46,6 +49,42 @@ def started_by_slurm() -> bool:
     step = 10 * _number("SLURM_JOB_ID") + _number("SLURM_STEP_ID")
     os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + step % NUM_PORTS))
     return True
+
+
+def tell_failure() -> None:
+    """Leave a file for the script of the job, which sees no more than srun's exit code.
+
+    That is 128 + 9 after an error as well as after a kill: srun kills the others because of it.
+    """
+    if path := os.environ.get(FAILED):
+        with contextlib.suppress(OSError):  # the folder may not be in the container
+            Path(path).touch()
+
+
+def lost_another(error: BaseException | None) -> bool:
+    """Whether an error says no more than that another process is gone, perhaps killed.
+
+    By names and words, for this has to work before torch is imported: gloo raises RuntimeErrors.
+    """
+    while error is not None:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if "DistError" in names or "gloo/transport" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def check_alone(num_nodes: int) -> None:
+    """See that a process which Slurm has not started waits for no other machine.
+
+    Raises:
+        ValueError: If the trainer has several, and nothing says which of them this is.
+    """
+    if num_nodes > 1 and "NODE_RANK" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes is {num_nodes}, but srun did not start this process, which would "
+            "wait for the other machines for ever: put `srun` before `cmdvid`"
+        )
 
 
 def check_ranks(num_devices: int, num_nodes: int) -> None:

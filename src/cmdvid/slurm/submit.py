@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,9 @@ def show(queue: Sequence[Queued], cluster: Cluster) -> None:
     """Print the scripts and, where Slurm is at hand, what it says of them.
 
     Raises:
-        ValueError: If Slurm would refuse one.
+        ValueError: If Slurm would refuse one, or two have one name.
     """
+    _refuse_doubles(queue)
     for each in queue:
         names = [job if isinstance(job, str) else job.name for job in each.after]
         print(f"# {each.job.name}" + (f", after {', '.join(names)}" if names else ""))
@@ -49,8 +51,9 @@ def submit(queue: Sequence[Queued], cluster: Cluster) -> None:
     Each script stays beside its log, under the job's number.
 
     Raises:
-        ValueError: If there is no Slurm here, or it refuses a job.
+        ValueError: If there is no Slurm here, or it refuses a job, or two have one name.
     """
+    _refuse_doubles(queue)
     if not shutil.which("sbatch"):
         raise ValueError(
             "sbatch is not on this machine: run this on the cluster's login node, or give --dry-run"
@@ -64,6 +67,13 @@ def submit(queue: Sequence[Queued], cluster: Cluster) -> None:
         if numbers:
             subprocess.run(["scancel", *numbers.values()], check=False)
         raise
+
+
+def _refuse_doubles(queue: Sequence[Queued]) -> None:
+    """See that jobs can be told apart, for by name others wait for them."""
+    counts = Counter(each.job.name for each in queue)
+    if doubles := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"several jobs have the name {doubles[0]}; nothing was submitted")
 
 
 def _submit(each: Queued, cluster: Cluster, numbers: dict[str, str]) -> None:
