@@ -204,7 +204,7 @@ model:
 data: {batch_size: 4}
 """,
     "generate": """
-model: {init_args: {num_inference_steps: 2}}
+model: {init_args: {num_inference_steps: 2, evaluation: null}}  # its protocol wants 256 clips
 data: {spec: {num_frames: 4, image_size: [24, 32]}, batch_size: 4}
 trainer: {accelerator: cpu}
 """,
