@@ -1,6 +1,6 @@
 """How much of real frames a codec keeps: PSNR of each video's frames, encoded and decoded.
 
-    python benchmarks/codec_psnr.py VIDEOS MODEL [--size 256 256] [--tiny FOLDER]
+    python benchmarks/codec_psnr.py VIDEOS MODEL [--size "[256,256]"] [--tiny FOLDER]
 
 MODEL is a Stable Diffusion model or its VAE (folder or hub id), or a folder with TAEF2's files.
 """
