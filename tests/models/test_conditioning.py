@@ -80,6 +80,8 @@ def test_frozen_tower_is_read_from_a_file_and_kept_out_of_the_checkpoint(tmp_pat
     torch.testing.assert_close(conditioner(captions), expected)
     projection = conditioner._frozen.tower.text_projection  # the trained one: pooled text is in it
     torch.testing.assert_close(projection, clip.text_projection.detach())
+    sizes = [conditioner.config[name] for name in ("width", "num_layers", "num_heads")]
+    assert sizes == [16, 1, 2]  # the tower's, not what one of our own would have
     assert not conditioner.state_dict()
     assert not list(conditioner.named_parameters())
     assert copy.deepcopy(conditioner)._frozen.tower is conditioner._frozen.tower

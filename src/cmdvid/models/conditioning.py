@@ -96,7 +96,11 @@ class TextConditioner(ModelMixin, ConfigMixin):
             raise ValueError(f"pretrained={pretrained!r} needs model_name, such as 'ViT-H-14'")
         size = {"width": width, "layers": num_layers, "heads": num_heads}
         if model_name:
-            tower = _named_tower(model_name, pretrained)
+            tower: Any = _named_tower(model_name, pretrained)
+            # its own sizes are the settings, or two equal towers would look different to a cache
+            layers = len(tower.transformer.resblocks)
+            sizes = {"width": tower.width, "num_layers": layers, "num_heads": tower.heads}
+            self.register_to_config(**sizes)
         else:
             tower = _small_tower(width, {**size, "context_length": context_length})
         self.dim = cast(int, tower.output_dim)
