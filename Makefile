@@ -91,7 +91,7 @@ test-all: setup  ## every test
 	$(BIN)/python -m pytest -m ''
 
 test-slurm: slurm setup  ## jobs on a real Slurm, which is installed if it is not there; Debian, root
-	$(BIN)/python -m pytest -m '' -rs --durations=15 -s tests/slurm
+	$(BIN)/python -m pytest -v -m '' -rs --durations=15 tests/slurm
 
 # Not a service: the tests start daemons of their own, as root, in namespaces.
 SLURM := slurmctld slurmd slurm-client munge iproute2
