@@ -194,7 +194,9 @@ def test_test_draws_a_sheet_for_each_set_and_a_page(evaluated):
         assert sheet.height > 4 * 96  # four rows
 
 
-def test_what_was_generated_is_never_generated_again(pipeline, tmp_path, monkeypatch):
+@pytest.fixture
+def made(monkeypatch) -> list[int]:
+    """The index of each sample that is generated from now on."""
     made = []
     generate = GenerationStage._generate
 
@@ -203,6 +205,10 @@ def test_what_was_generated_is_never_generated_again(pipeline, tmp_path, monkeyp
         return generate(self, batch, **options)
 
     monkeypatch.setattr(GenerationStage, "_generate", counted)
+    return made
+
+
+def test_what_was_generated_is_never_generated_again(pipeline, tmp_path, made):
 
     def run(**options):
         made.clear()
@@ -356,15 +362,7 @@ def test_the_pipeline_stays_out_of_state_dict(pipeline):
     assert not list(model.parameters())
 
 
-def test_an_interrupted_generation_goes_on_with_what_lacks(pipeline, tmp_path, monkeypatch):
-    made = []
-    generate = GenerationStage._generate
-
-    def counted(self, batch, **options):
-        made.extend(torch.as_tensor(batch.index).tolist())
-        return generate(self, batch, **options)
-
-    monkeypatch.setattr(GenerationStage, "_generate", counted)
+def test_an_interrupted_generation_goes_on_with_what_lacks(pipeline, tmp_path, made):
     out = tmp_path / "out"
 
     def run(seed=0, last="end"):
